@@ -1,0 +1,3 @@
+"""Parameter-efficient fine-tuning of large language models: trainers, predictors, metrics."""
+
+__version__ = "0.1.0"

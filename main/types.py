@@ -1,0 +1,30 @@
+"""Small containers that the parts of the library hand to each other."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypedDict
+
+Role = Literal["system", "user", "assistant", "tool", "observation"]
+
+
+class Message(TypedDict, total=False):
+    """One turn of a conversation; `content` is text or a list of typed parts (images)."""
+
+    role: Role
+    content: str | list[dict[str, Any]]
+
+
+class EpochResult(NamedTuple):
+    """What a trainer yields after every epoch.
+
+    epoch: the epoch just finished, counted from 1.
+    train: means over the epoch, e.g. `loss` per trained token.
+    eval: the same over the evaluation set; empty when none was evaluated.
+    checkpoint: the directory just written, or None.
+    step: optimizer steps taken so far, over all epochs.
+    """
+
+    epoch: int
+    train: dict[str, float]
+    eval: dict[str, float]
+    checkpoint: Path | None
+    step: int
