@@ -151,7 +151,7 @@ def save_adapter(
     model = extract_model_from_parallel(model)
     tensors = _tensors(model, state_dict)
     _check_complete(_tensors(model), tensors)
-    config = copy.deepcopy(model.peft_config[ADAPTER])
+    config: Any = copy.deepcopy(model.peft_config[ADAPTER])
     if getattr(model, "initial_adapter", None):
         tensors, config = _as_plain_lora(tensors, model.initial_adapter, config)
     config.inference_mode = True
@@ -168,7 +168,9 @@ def save_adapter(
 def _peft_config(model: "PreTrainedModel", options: LoraOptions) -> "LoraConfig":
     from peft import LoraConfig
 
-    targets = options.target_modules
+    targets: str | list[str] = options.target_modules
+    if targets == "all-linear":
+        targets = _all_linear(model, options.modules_to_save or [])
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=options.lora_r,
@@ -184,6 +186,20 @@ def _peft_config(model: "PreTrainedModel", options: LoraOptions) -> "LoraConfig"
             "parent_library": type(model).__module__,
         },
     )
+
+
+def _all_linear(model: "PreTrainedModel", trained_whole: list[str]) -> str | list[str]:
+    """Layer names ('q_proj', ...) of every linear layer but the output layer.
+
+    peft would list each full name, and such a file loads on a deeper model without a word: its
+    further layers stay bare. Where a short name also means another kind of module, peft decides.
+    """
+    output = model.get_output_embeddings()
+    linear = {n for n, m in _linear_modules(model) if m is not output}
+    linear = {n for n in linear if not any(f".{n}.".find(f".{w}.") >= 0 for w in trained_whole)}
+    short = {name.rpartition(".")[2] for name in linear}
+    matched = {n for n, _ in model.named_modules() if n.rpartition(".")[2] in short}
+    return sorted(short) if matched == linear else "all-linear"
 
 
 def _is_layer_name(targets: str | list[str]) -> bool:
@@ -233,11 +249,14 @@ def _check_modules(model: "PreTrainedModel", options: LoraOptions) -> None:
 
 
 def _linear_names(model: "PreTrainedModel") -> list[str]:
+    return sorted({name.rpartition(".")[2] for name, _ in _linear_modules(model)})
+
+
+def _linear_modules(model: "PreTrainedModel") -> "list[tuple[str, torch.nn.Module]]":
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    modules = model.named_modules()
-    return sorted({n.rpartition(".")[2] for n, m in modules if isinstance(m, Linear | Conv1D)})
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, Linear | Conv1D)]
 
 
 def _train_in_float32(adapted: "PeftModel", base_dtype: "torch.dtype") -> None:

@@ -141,7 +141,7 @@ def load_model(
     device = default_device() if device is None else device
     dtype = _resolve_dtype(dtype, config, device if device_map is None else default_device())
     with _clear_errors("model", path):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(path),
             config=config,
             dtype=dtype,
@@ -151,6 +151,7 @@ def load_model(
             output_loading_info=True,
             **({"attn_implementation": attn_implementation} if attn_implementation else {}),
         )
+    model, report = loaded
     _check_loaded(path, config, report)
     return model.eval()
 
@@ -208,7 +209,7 @@ def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     answer = "the-answer-of-the-assistant"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
     for messages in (turns, [*turns, turns[0]]):
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
         found = _special_prefix(tokenizer, text.rpartition(answer)[2].lstrip())
         if found is not None:
             return found
