@@ -89,7 +89,9 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
     adapted = get_peft_model(model, _peft_config(model, options))
     _train_in_float32(adapted, model.dtype)
     if _mutates(options.init_lora_weights):
-        adapted.initial_adapter = {k: v.clone() for k, v in _tensors(adapted).items()}
+        adapted.initial_adapter = {  # type: ignore[assignment]
+            k: v.clone() for k, v in _tensors(adapted).items()
+        }
     return adapted.train(model.training)
 
 

@@ -1,0 +1,1 @@
+"""Inference: one model behind one call, with transformers or vLLM."""

@@ -1,0 +1,64 @@
+"""A key/value cache that is written in place instead of being copied at every token."""
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values (B, heads, tokens, size) as views of storage with room for more tokens.
+
+    The same numbers as `DynamicLayer`, whose `update` copies the whole cache for each new token.
+    """
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+        self.storage: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append and return all keys and values so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self.storage is None or end > self.storage[0].shape[-2]:
+            self.storage = (self._room(key_states, end), self._room(value_states, end))
+            if self.keys is not None and self.values is not None and start:
+                self.storage[0][..., :start, :] = self.keys
+                self.storage[1][..., :start, :] = self.values
+        keys, values = self.storage
+        keys[..., start:end, :] = key_states
+        values[..., start:end, :] = value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+    def _room(self, states: torch.Tensor, needed: int) -> torch.Tensor:
+        batch, heads, _, size = states.shape
+        return states.new_empty(batch, heads, max(needed, self.capacity), size)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows; the rest's memory is given back."""
+        if self.storage is None:
+            return
+        length = self.get_seq_length()
+        self.storage = (self.storage[0][indices], self.storage[1][indices])
+        self.keys, self.values = (part[..., :length, :] for part in self.storage)
+
+
+def new_cache(model: Any, capacity: int) -> DynamicCache:
+    """An empty cache for `model`; layers of full attention get room for `capacity` tokens."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [
+        GrowingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+def can_drop_rows(cache: DynamicCache) -> bool:
+    """Whether rows may leave the batch; recurrent states (Mamba) cannot be selected by row."""
+    return all(type(layer) in (GrowingLayer, DynamicSlidingWindowLayer) for layer in cache.layers)

@@ -1,0 +1,191 @@
+"""Token-by-token decoding of a batch of prompts; finished rows leave the batch at once."""
+
+import inspect
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from main.errors import GenerationError
+from main.predictor.cache import can_drop_rows, new_cache
+from main.predictor.sampling import GenerationOptions, choose, penalize_repetition
+
+
+@dataclass
+class Row:
+    """One prompt and the answer so far.
+
+    index: position among the caller's requests.
+    limit: tokens that may be generated, within the model's context.
+    generator: source of this row's random numbers; None for greedy decoding.
+    completion_ids: tokens generated so far, a stop token not among them.
+    """
+
+    index: int
+    prompt_ids: list[int]
+    limit: int
+    generator: torch.Generator | None = None
+    completion_ids: list[int] = field(default_factory=list)
+    finished: bool = False
+
+    def add(self, token: int, stop_ids: Collection[int]) -> None:
+        """Take the next token; a stop token or the limit finishes the row."""
+        if token in stop_ids:
+            self.finished = True
+            return
+        self.completion_ids.append(token)
+        self.finished = len(self.completion_ids) >= self.limit
+
+
+def batches(rows: Sequence[Row], max_rows: int, max_tokens: int) -> list[list[Row]]:
+    """Rows of like length together, longest first, so that memory runs out early or never.
+
+    A batch holds at most `max_rows` rows, and rows x (longest prompt + largest limit), what its
+    cache may grow to, stays within `max_tokens`; a single row may exceed that.
+    """
+    cut: list[list[Row]] = []
+    width = 0
+    for row in sorted(rows, key=lambda row: -len(row.prompt_ids)):
+        need = max(width, len(row.prompt_ids) + row.limit)
+        if not cut or len(cut[-1]) >= max_rows or need * (len(cut[-1]) + 1) > max_tokens:
+            cut.append([])
+            need = len(row.prompt_ids) + row.limit
+        cut[-1].append(row)
+        width = need
+    return cut
+
+
+def decode(
+    model: Any,
+    rows: Sequence[Row],
+    options: GenerationOptions,
+    stop_ids: Collection[int],
+    pad_id: int,
+) -> Iterator[list[Row]]:
+    """Yield the rows that got a token, until all are finished.
+
+    The caller may set `finished` of a row between two steps. When memory runs out, the batch is
+    halved and each half goes on from the tokens that it has.
+
+    Raises:
+        GenerationError: a single row does not fit into memory.
+    """
+    waiting = [list(rows)]
+    while waiting:
+        batch = [row for row in waiting.pop() if not row.finished]
+        if not batch:
+            continue
+        try:
+            yield from _decode(model, batch, options, stop_ids, pad_id)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            waiting += _halves(batch, error)
+            _free()
+
+
+def _halves(batch: list[Row], error: RuntimeError) -> list[list[Row]]:
+    """Second half first: the list of waiting batches is taken from its end."""
+    batch = [row for row in batch if not row.finished]
+    if len(batch) == 1:
+        row = batch[0]
+        raise GenerationError(
+            f"out of memory for one request alone: {len(row.prompt_ids)} prompt tokens and up to "
+            f"{row.limit} new ones. Shorten the prompt, lower max_new_tokens or use "
+            "quantization='4bit'."
+        ) from error
+    middle = (len(batch) + 1) // 2
+    return [batch[middle:], batch[:middle]]
+
+
+def _decode(
+    model: Any,
+    rows: list[Row],
+    options: GenerationOptions,
+    stop_ids: Collection[int],
+    pad_id: int,
+) -> Iterator[list[Row]]:
+    state = _State(model, rows, options, pad_id)
+    while running := [row for row in rows if not row.finished]:
+        if len(running) < len(rows) and state.can_drop:
+            state.keep([i for i, row in enumerate(rows) if not row.finished])
+            rows = running
+        tokens = state.step(rows)
+        for row, token in zip(rows, tokens, strict=True):
+            if not row.finished:
+                row.add(token, stop_ids)
+        yield running
+
+
+class _State:
+    """The tensors of a batch: what the next forward pass is given, and the cache."""
+
+    def __init__(self, model: Any, rows: list[Row], options: GenerationOptions, pad_id: int):
+        self.model, self.options = model, options
+        ids = [row.prompt_ids + row.completion_ids for row in rows]
+        width = max(map(len, ids))
+        device = model.device
+        padded = [[pad_id] * (width - len(row)) + row for row in ids]
+        kept = [[0] * (width - len(row)) + [1] * len(row) for row in ids]
+        self.ids = torch.tensor(padded, device=device)  # (B, P), afterwards (B, 1)
+        self.mask = torch.tensor(kept, device=device)  # (B, P + T)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.cache = new_cache(model, capacity=width + max(row.limit for row in rows))
+        self.can_drop = can_drop_rows(self.cache)
+        self.seen: torch.Tensor | None = None  # (B, V), made with the first logits
+        self.extra = {"logits_to_keep": 1} if _keeps_logits(model) else {}
+
+    @torch.no_grad()
+    def step(self, rows: list[Row]) -> list[int]:
+        """Run the model on what is new and choose the next token of each row."""
+        output = self.model(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            **self.extra,
+        )
+        logits = output.logits[:, -1].float()  # (B, V)
+        if self.options.repetition_penalty != 1:
+            logits = self._penalized(logits)
+        tokens = choose(logits, self.options, [row.generator for row in rows])
+        self._advance(tokens[:, None])
+        return tokens.tolist()
+
+    def _penalized(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.seen is None:
+            counts = torch.zeros_like(logits, dtype=torch.int)
+            # padding counts 0
+            self.seen = counts.scatter_add(1, self.ids, self.mask.int()).bool()
+        return penalize_repetition(logits, self.seen, self.options.repetition_penalty)
+
+    def _advance(self, tokens: torch.Tensor) -> None:
+        self.ids = tokens  # (B, 1)
+        self.mask = torch.cat([self.mask, torch.ones_like(tokens)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens, True)
+
+    def keep(self, indices: list[int]) -> None:
+        """Drop all rows but these."""
+        chosen = torch.tensor(indices, device=self.ids.device)
+        self.ids, self.mask = self.ids[chosen], self.mask[chosen]
+        self.positions = self.positions[chosen]
+        self.seen = None if self.seen is None else self.seen[chosen]
+        self.cache.batch_select_indices(chosen)
+
+
+def _keeps_logits(model: Any) -> bool:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _free() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
