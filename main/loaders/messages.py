@@ -1,0 +1,130 @@
+"""What a dialogue must look like: roles, their order, contents."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from main.options import nearest
+
+ROLES = ("system", "user", "assistant", "tool", "observation")
+TOOL_ROLES = ("tool", "observation")
+_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+_SHAREGPT = {"from", "value"}
+
+
+def dialogue_problems(
+    messages: Any, field: str, ends_with: Literal["assistant", "question"]
+) -> list[str]:
+    """Everything wrong with a list of messages, as sentences that begin with the place.
+
+    Args:
+        messages: the value found in the row.
+        field: its name in the row, for the sentences.
+        ends_with: whether the last turn has to be the assistant's (a dialogue to learn from) or
+            must not be (a question to answer).
+    """
+    if not isinstance(messages, list):
+        return [f"'{field}' must be a list of messages; found {_kind(messages)}."]
+    if not messages:
+        return [f"'{field}' is empty; it needs at least a user turn."]
+    problems = [p for i, m in enumerate(messages) for p in _message_problems(m, f"{field}[{i}]")]
+    if problems:
+        return problems
+    return _order_problems(messages, field) + _last_problems(messages, field, ends_with)
+
+
+def _message_problems(message: Any, place: str) -> list[str]:
+    if not isinstance(message, dict):
+        return [f"{place} must be an object with 'role' and 'content'; found {_kind(message)}."]
+    if message.keys() >= _SHAREGPT:
+        return [f"{place} has 'from' and 'value'; rename them to 'role' and 'content'."]
+    problems = [
+        f"{place} has the unknown key '{key}'; allowed: {', '.join(_KEYS)}.{nearest(key, _KEYS)}"
+        for key in message
+        if key not in _KEYS
+    ]
+    return problems + _role_problems(message, place) + _content_problems(message, place)
+
+
+def _role_problems(message: dict[str, Any], place: str) -> list[str]:
+    if "role" not in message:
+        return [f"{place} has no 'role'; found {sorted(message)}."]
+    role = message["role"]
+    if role in ROLES:
+        return []
+    hint = nearest(role, ROLES) if isinstance(role, str) else ""
+    return [f"{place} has the role {role!r}; allowed: {', '.join(ROLES)}.{hint}"]
+
+
+def _content_problems(message: dict[str, Any], place: str) -> list[str]:
+    content, calls = message.get("content"), message.get("tool_calls")
+    if calls and content in (None, ""):
+        return []
+    if "content" not in message:
+        return [f"{place} has no 'content'; found {sorted(message)}."]
+    if isinstance(content, list):
+        return _part_problems(content, place)
+    if not isinstance(content, str):
+        return [f"{place} 'content' must be a string; found {_kind(content)}."]
+    if message.get("role") == "assistant" and not content.strip():
+        return [f"{place} is an empty assistant turn; there is nothing to learn: remove it."]
+    return []
+
+
+def _part_problems(parts: list[Any], place: str) -> list[str]:
+    if not parts:
+        return [f"{place} 'content' is an empty list; it needs at least one part."]
+    return [
+        f"{place} content[{i}] must be an object with a 'type' such as 'text'; found {_kind(p)}."
+        for i, p in enumerate(parts)
+        if not (isinstance(p, dict) and isinstance(p.get("type"), str))
+    ]
+
+
+def _order_problems(messages: Sequence[dict[str, Any]], field: str) -> list[str]:
+    problems = []
+    previous = "start"
+    for index, message in enumerate(messages):
+        role = "tool" if message["role"] in TOOL_ROLES else message["role"]
+        problem = _follows_wrongly(role, previous)
+        if problem:
+            problems.append(f"{field}[{index}]: {problem}")
+        previous = role
+    return problems
+
+
+def _follows_wrongly(role: str, previous: str) -> str:
+    """Why a turn of `role` may not follow one of `previous`, or ''."""
+    if role == "system":
+        return "" if previous == "start" else "a system turn may only come first."
+    if previous in ("start", "system"):
+        return "" if role == "user" else f"the first turn must be the user's, not the {role}'s."
+    if role == "tool":
+        return "" if previous != "user" else "a tool turn must follow an assistant turn."
+    return f"two {role} turns in a row; join them into one." if role == previous else ""
+
+
+def _last_problems(messages: Sequence[dict[str, Any]], field: str, ends_with: str) -> list[str]:
+    last = messages[-1]["role"]
+    if ends_with == "question":
+        if last in ("user", *TOOL_ROLES):
+            return []
+        return [f"'{field}' must end with a user (or tool) turn, not with the {last}'s."]
+    if all(message["role"] != "assistant" for message in messages):
+        return [f"'{field}' has no assistant turn; there is nothing to learn."]
+    if last == "assistant":
+        return []
+    return [f"'{field}' must end with an assistant turn, not with the {last}'s."]
+
+
+def _kind(value: Any) -> str:
+    shown = repr(value)
+    return f"{type(value).__name__} {shown[:40]}{'...' if len(shown) > 40 else ''}"
+
+
+def text_of(message: dict[str, Any]) -> str | None:
+    """The text of a message; parts joined; None when a part is not text (an image)."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return content or ""
+    texts = [part.get("text") for part in content]
+    return "".join(texts) if all(isinstance(t, str) for t in texts) else None
