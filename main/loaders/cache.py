@@ -1,0 +1,232 @@
+"""A data file -> an Arrow file of encoded rows, made once and memory-mapped ever after.
+
+The cache's key is made of everything that changes the ids: the file's bytes, the row format, the
+tokenizer with its chat template and variables, and the limit. Rows are encoded in batches and
+written at once, so that a file of any size needs the memory of a batch.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from main.errors import DataError
+from main.loaders.files import read_rows, row_word
+from main.loaders.format import Format, Numbered
+from main.loaders.plain import PlainText
+from main.loaders.registry import get_loader
+from main.loaders.report import Report
+from main.loaders.template import ChatTemplate
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+_BATCH = 1000  # rows
+
+
+def load_dataset_split(
+    path: str | Path,
+    loader: str | Format,
+    template: ChatTemplate | PlainText,
+    max_length: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> "datasets.Dataset":
+    """Encode a file, or map what an earlier call made of the same file in the same way.
+
+    Args:
+        path: JSON array or JSON Lines.
+        loader: a loader name or its format.
+        template: what `get_template` returned for that loader.
+        max_length: tokens a row may have; None = unlimited.
+        cache_dir: instead of the `main` folder in the cache of Hugging Face datasets.
+
+    Returns:
+        The columns of the format; `row` is the number of the row in the file.
+
+    Raises:
+        MissingFileError: no such file.
+        DataError: rows that cannot be used, all of them in one message (the first 20 and the
+            count); or no row at all.
+    """
+    path = Path(path)
+    form = get_loader(loader) if isinstance(loader, str) else loader
+    word = row_word(path)
+    target = _folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
+    with _one_first() as failed:
+        try:
+            dataset, report = _open(target) or _build(
+                path, word, form, template, max_length, target
+            )
+        except Exception as error:  # raised again once the other processes are let go
+            failed.append(error)
+    report.log(path, word, max_length)
+    return dataset
+
+
+def _build(
+    path: Path,
+    word: str,
+    form: Format,
+    template: ChatTemplate | PlainText,
+    max_length: int | None,
+    target: Path,
+) -> tuple["datasets.Dataset", Report]:
+    """Encode the file into `target`, which appears when it is complete."""
+    report = Report()
+    batches = _encoded_batches(path, form, template, max_length, report)
+    with _appearing(target) as temporary:
+        count = _write(temporary, form, batches)
+        report.raise_bad(path, word)
+        if not count:
+            raise DataError(_why_empty(path, word, report, max_length))
+        digest = _digest(temporary)
+    _write_stamp(target, {"sha256": digest, "rows": report.rows, "fates": report.fates})
+    opened = _open(target)
+    if opened is None:
+        raise DataError(f"{target} changed while it was written; is the disk sound?")
+    return opened
+
+
+def _encoded_batches(
+    path: Path,
+    form: Format,
+    template: ChatTemplate | PlainText,
+    max_length: int | None,
+    report: Report,
+) -> Iterator[list[dict[str, Any]]]:
+    rows = _valid_rows(path, form, report)
+    while batch := list(islice(rows, _BATCH)):
+        # After a bad row nothing will be kept, but the bad rows of the rest are still wanted.
+        encoded = list(form.encode(batch, template, max_length, report))
+        if not report.bad:
+            yield encoded
+
+
+def _valid_rows(path: Path, form: Format, report: Report) -> Iterator[Numbered]:
+    def on_bad(number: int, problem: str) -> None:
+        report.rows += 1
+        report.refuse(number, [problem])
+
+    for number, row in read_rows(path, on_bad):
+        report.rows += 1
+        problems = form.validate(row)
+        if problems:
+            report.refuse(number, problems)
+        else:
+            yield number, row
+
+
+def _why_empty(path: Path, word: str, report: Report, max_length: int | None) -> str:
+    if not report.rows:
+        return f"{path} has no rows; write at least one."
+    first = report.fates["skipped"][1]
+    return (
+        f"{path}: none of the {report.rows} rows leaves room for an answer at "
+        f"max_length={max_length} (first: {word} {first[0]}); raise max_length."
+    )
+
+
+def _write(path: Path, form: Format, batches: Iterator[list[dict[str, Any]]]) -> int:
+    import pyarrow
+
+    schema = _schema(form)
+    count = 0
+    with path.open("wb") as stream:
+        with pyarrow.ipc.new_stream(stream, schema) as writer:
+            for batch in batches:
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+                count += len(batch)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return count
+
+
+def _schema(form: Format) -> "pyarrow.Schema":
+    from datasets import Features, List, Value
+
+    def feature(kind: Any) -> Any:
+        return List(feature(kind[0])) if isinstance(kind, list) else Value(kind)
+
+    return Features({name: feature(kind) for name, kind in form.columns.items()}).arrow_schema
+
+
+def _open(target: Path) -> tuple["datasets.Dataset", Report] | None:
+    """The data set and what its making reported; None when it is missing or damaged."""
+    import datasets
+
+    stamp = _stamp_path(target)
+    try:
+        noted = json.loads(stamp.read_text(encoding="utf-8"))
+        if noted["sha256"] != _digest(target):
+            return None
+    except (OSError, ValueError, KeyError):
+        return None
+    fates = {fate: (count, first) for fate, (count, first) in noted["fates"].items()}
+    return datasets.Dataset.from_file(str(target)), Report(rows=noted["rows"], fates=fates)
+
+
+def _write_stamp(target: Path, noted: dict[str, Any]) -> None:
+    with _appearing(_stamp_path(target)) as temporary:
+        temporary.write_text(json.dumps(noted), encoding="utf-8")
+
+
+def _stamp_path(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _key(
+    path: Path, form: Format, template: ChatTemplate | PlainText, max_length: int | None
+) -> str:
+    parts = [_digest(path), form.name, form.version, template.fingerprint(), max_length]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _folder(cache_dir: str | Path | None) -> Path:
+    if cache_dir is None:
+        from datasets import config
+
+        cache_dir = Path(config.HF_DATASETS_CACHE) / "main"
+    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    return Path(cache_dir)
+
+
+@contextlib.contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the target's name when the block ends well, else vanishes."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.replace(name, target)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _one_first() -> Iterator[list[Exception]]:
+    """Under several processes one a machine passes first, and the others find its cache.
+
+    An error is handed over in the list that is yielded, so that it is raised after the barrier:
+    raised inside, it would leave the other processes waiting.
+    """
+    failed: list[Exception] = []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        with PartialState().local_main_process_first():
+            yield failed
+    else:
+        yield failed
+    if failed:
+        raise failed[0]

@@ -1,0 +1,41 @@
+"""Rows of unequal length -> rectangular tensors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], value: int | bool, side: Literal["left", "right"] = "right"
+) -> torch.Tensor:
+    """Sequences of B unequal lengths -> (B, T), T the longest; int64, or bool for a bool `value`.
+
+    Training pads on the right, generation on the left.
+    """
+    dtype = torch.bool if isinstance(value, bool) else torch.long
+    width = max((len(sequence) for sequence in sequences), default=0)
+    result = torch.full((len(sequences), width), value, dtype=dtype)
+    for row, sequence in zip(result, sequences, strict=True):
+        place = slice(0, len(sequence)) if side == "right" else slice(width - len(sequence), width)
+        row[place] = torch.as_tensor(sequence, dtype=dtype)
+    return result
+
+
+def collate_sft(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Encoded chat or context/target rows -> one batch, padded on the right.
+
+    The attention mask comes from the lengths, never from the ids: the pad token may be the end
+    token, which is trained.
+
+    Returns:
+        input_ids (B, T); attention_mask, loss_mask (B, T) bool, True = keep; row (B,), the
+        numbers of the rows in their file.
+    """
+    ids = [row["input_ids"] for row in rows]
+    return {
+        "input_ids": pad(ids, pad_id),
+        "attention_mask": pad([[True] * len(sequence) for sequence in ids], False),
+        "loss_mask": pad([row["loss_mask"] for row in rows], False),
+        "row": torch.tensor([row["row"] for row in rows], dtype=torch.long),
+    }

@@ -1,0 +1,40 @@
+"""Plain rows: {"context": ..., "target": ...}, no chat template; trained on the target and EOS.
+
+Control tokens in these texts are read as such: the layout of a prompt is the author's own.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from main.loaders.chat import COLUMNS, record
+from main.loaders.format import Format, Numbered, Row, missing
+from main.loaders.plain import PlainText
+from main.loaders.report import Report
+from main.loaders.tokens import Encoded
+
+
+def validate(row: Row) -> list[str]:
+    """Everything wrong with a context/target row."""
+    problems = missing(row, ["context", "target"])
+    for name in ("context", "target"):
+        if name in row and not isinstance(row[name], str):
+            problems.append(f"'{name}' must be a string; found {type(row[name]).__name__}.")
+    if not problems and not row["target"].strip():
+        problems.append("'target' is empty; there is nothing to learn: remove the row.")
+    return problems
+
+
+def encode(
+    rows: Sequence[Numbered], template: PlainText, max_length: int | None, report: Report
+) -> Iterator[Row]:
+    """Ids and loss masks; see `Format.encode`. An over-long row loses the end of its target."""
+    results = template.encode_batch([(row["context"], row["target"]) for _, row in rows])
+    for (number, _), encoded in zip(rows, results, strict=True):
+        if max_length is not None and len(encoded.input_ids) > max_length:
+            ids, mask = encoded.input_ids[:max_length], encoded.loss_mask[:max_length]
+            report.note(number, "cut" if any(mask) else "skipped")
+            encoded = Encoded(ids, mask, [])
+        if any(encoded.loss_mask):
+            yield record(number, encoded)
+
+
+FORMAT = Format("pure", 1, COLUMNS, validate, encode)
