@@ -1,0 +1,83 @@
+"""Fixtures shared by all tests: where the fetched assets lie, and a tiny model to train on."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ROOT / "models"
+
+
+def asset(folder: str) -> Path:
+    """The fetched folder `models/<folder>`; the test fails, and says why, when it is missing."""
+    path = MODELS / folder
+    if not path.is_dir():
+        pytest.fail(
+            f"{path.relative_to(ROOT)} is missing. `make test` fetches it first; "
+            "by hand: python scripts/fetch_assets.py",
+            pytrace=False,
+        )
+    return path
+
+
+def script(name: str) -> ModuleType:
+    """The file `scripts/<name>.py` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def small_model_path() -> Path:
+    """SmolLM2-135M-Instruct, float32: a real model that follows instructions."""
+    return asset("SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer_path() -> Path:
+    """The Qwen vocabulary (BOS-less, pad != eos), without a chat template."""
+    return asset("tokenizers/qwen")
+
+
+@pytest.fixture(scope="session")
+def llama3_tokenizer_path() -> Path:
+    """The Llama 3 vocabulary (adds BOS, has no pad token), without a chat template."""
+    return asset("tokenizers/llama3")
+
+
+@pytest.fixture(scope="session")
+def encoder_path() -> Path:
+    """all-MiniLM-L6-v2: a real sentence encoder, 384 numbers a sentence."""
+    return asset("all-MiniLM-L6-v2")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(small_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random Llama: 2 layers, hidden 64, SmolLM2's vocabulary, tokenizer and template."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    path = tmp_path_factory.mktemp("tiny") / "llama"
+    tokenizer = AutoTokenizer.from_pretrained(small_model_path)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
