@@ -387,9 +387,7 @@ class Loop:
     def _release(self) -> None:
         from accelerate.state import AcceleratorState
 
-        self.task.model = self.accelerator.unwrap_model(
-            self.task.model, keep_fp32_wrapper=False
-        )
+        self.task.model = self.accelerator.unwrap_model(self.task.model, keep_fp32_wrapper=False)
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer = None
         self.accelerator.free_memory()

@@ -81,7 +81,9 @@ class Task(ABC):
         """
         yield drawn
 
-    def evaluate(self, rows: list[Row], tensors: dict[str, Any], counts: dict[str, float]) -> Metrics:
+    def evaluate(
+        self, rows: list[Row], tensors: dict[str, Any], counts: dict[str, float]
+    ) -> Metrics:
         """Metrics of evaluation rows; by default those of the loss."""
         return self.loss(tensors, counts).metrics
 
