@@ -1,0 +1,1 @@
+"""Batch inference over a data file, and scores of what it generated."""

@@ -1,0 +1,159 @@
+"""Scores of generated text against references: the guide's, or with `standard=True` the field's."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from prettytable import PrettyTable
+
+from main.errors import DataError
+from main.evaluation.guide import GuideScorer
+from main.evaluation.standard import standard_scores
+from main.evaluation.words import is_chinese
+
+# One reference, or several.
+Reference = str | Sequence[str]
+
+
+def evaluate_all_metrics(
+    tokenizer: Any,
+    references: Reference,
+    generated: str,
+    intensive: bool = False,
+    standard: bool = False,
+    *,
+    bleu_tokenizer: str = "auto",
+) -> dict[str, Any]:
+    """The scores of one generated text.
+
+    Args:
+        tokenizer: BLEU is taken on its ids, the special ones included (not used by `standard`).
+        references: one text, or a list of texts.
+        generated: the text to score; an empty one scores 0 (TER 1).
+        intensive: for languages without spaces between words: ROUGE over words found by jieba.
+        standard: sacreBLEU's and rouge_score's definitions instead of the guide's, see standard.py.
+        bleu_tokenizer: with `standard`, the tokenizer of sacreBLEU's BLEU.
+
+    Returns:
+        BLEU-1..4, ROUGE-1..4, ROUGE-L, METEOR and TER from 0 to 1, defined in guide.py; with
+        `standard` the keys of standard.standard_scores.
+
+    Raises:
+        DataError: a reference or a generated text that is not a str, or no reference.
+        ConfigError: a tokenizer without `encode`.
+    """
+    rows, texts = _checked([references], [generated])
+    if standard:
+        return standard_scores(
+            rows, texts, chinese=intensive or None, bleu_tokenizer=bleu_tokenizer
+        )
+    _warn_of_chinese(rows, intensive)
+    return GuideScorer(tokenizer, intensive).score(rows[0], texts[0])
+
+
+def evaluate_generation(
+    tokenizer: Any,
+    references: Sequence[Reference],
+    generated: Sequence[str],
+    intensive: bool = False,
+    standard: bool = False,
+    *,
+    bleu_tokenizer: str = "auto",
+    n_bootstrap: int = 1000,
+    seed: int = 12345,
+    show: bool = True,
+) -> dict[str, Any]:
+    """The scores of a corpus: means over all rows, printed as a table and returned.
+
+    Args:
+        tokenizer, intensive, standard, bleu_tokenizer: as in evaluate_all_metrics.
+        references: for each row one text or a list of texts.
+        generated: the text of each row; empty ones count.
+        n_bootstrap: with `standard`, resamples behind the 95% intervals; 0 for none.
+        seed: of those resamples.
+        show: print the table.
+
+    Returns:
+        As evaluate_all_metrics; with `standard` also `confidence`, name -> (low, high).
+
+    Raises:
+        DataError: as many references as texts are needed, at least one, each a str.
+        ConfigError: a tokenizer without `encode`.
+    """
+    rows, texts = _checked(references, generated)
+    if standard:
+        scores = standard_scores(
+            rows,
+            texts,
+            chinese=intensive or None,
+            bleu_tokenizer=bleu_tokenizer,
+            n_bootstrap=n_bootstrap,
+            seed=seed,
+        )
+    else:
+        _warn_of_chinese(rows, intensive)
+        scores = _means(GuideScorer(tokenizer, intensive), rows, texts)
+    if show:
+        print(score_table(scores))
+    return scores
+
+
+def score_table(scores: dict[str, Any]) -> str:
+    """Scores as the guide prints them, four digits each; with their intervals and signatures."""
+    names = [name for name, value in scores.items() if isinstance(value, float)]
+    table = PrettyTable(["Metric", *names])
+    table.add_row(["Scores", *(round(scores[name], 4) for name in names)])
+    confidence = scores.get("confidence")
+    for bound, label in enumerate(("95% low", "95% high")) if confidence else ():
+        table.add_row([label, *(round(confidence[name][bound], 4) for name in names)])
+    lines = [str(table)]
+    lines += [f"{name}|{made}" for name, made in scores.get("signature", {}).items()]
+    return "\n".join(lines)
+
+
+def _means(scorer: GuideScorer, rows: list[list[str]], texts: list[str]) -> dict[str, float]:
+    scores = [scorer.score(row, text) for row, text in zip(rows, texts, strict=True)]
+    return {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+
+
+def _checked(references: Any, generated: Any) -> tuple[list[list[str]], list[str]]:
+    for name, value in (("references", references), ("generated", generated)):
+        if isinstance(value, str | bytes | dict):
+            raise DataError(
+                f"{name} is one {type(value).__name__}, and must be a list with one entry a row. "
+                "For a single text use evaluate_all_metrics."
+            )
+    references, generated = list(references), list(generated)
+    if len(references) != len(generated):
+        raise DataError(
+            f"{len(references)} references and {len(generated)} generated texts: every generated "
+            "text needs its own entry in references (a list where it has several)."
+        )
+    if not generated:
+        raise DataError("references and generated are empty: there is nothing to evaluate.")
+    rows = [_checked_references(index, entry) for index, entry in enumerate(references)]
+    return rows, [_checked_text(f"generated[{i}]", text) for i, text in enumerate(generated)]
+
+
+def _checked_references(index: int, entry: Any) -> list[str]:
+    if isinstance(entry, list | tuple):
+        if not entry:
+            raise DataError(f"references[{index}] is an empty list; give at least one reference.")
+        return [_checked_text(f"references[{index}][{i}]", text) for i, text in enumerate(entry)]
+    return [_checked_text(f"references[{index}]", entry)]
+
+
+def _checked_text(name: str, text: Any) -> str:
+    if not isinstance(text, str):
+        hint = "; write '' where there is no text" if text is None else ""
+        raise DataError(f"{name} is {text!r}, and must be a str, not {type(text).__name__}{hint}.")
+    return text
+
+
+def _warn_of_chinese(rows: list[list[str]], intensive: bool) -> None:
+    if not intensive and is_chinese(text for row in rows for text in row):
+        warnings.warn(
+            "The references are Chinese and intensive=False: ROUGE leaves every Chinese character "
+            "out. Pass intensive=True.",
+            stacklevel=3,
+        )
