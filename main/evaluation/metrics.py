@@ -103,8 +103,8 @@ def score_table(scores: dict[str, Any]) -> str:
     names = [name for name, value in scores.items() if isinstance(value, float)]
     table = PrettyTable(["Metric", *names])
     table.add_row(["Scores", *(round(scores[name], 4) for name in names)])
-    confidence = scores.get("confidence")
-    for bound, label in enumerate(("95% low", "95% high")) if confidence else ():
+    confidence = scores.get("confidence") or {}
+    for bound, label in enumerate(("95% low", "95% high") if confidence else ()):
         table.add_row([label, *(round(confidence[name][bound], 4) for name in names)])
     lines = [str(table)]
     lines += [f"{name}|{made}" for name, made in scores.get("signature", {}).items()]
