@@ -1,0 +1,54 @@
+# `make quickstart` and `make test` set up all they need in this folder; only pip's own cache is
+# outside it. Another interpreter: make PYTHON=python3.12 install
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+EXTRAS := dev
+SMALL_MODEL := models/SmolLM2-135M-Instruct
+
+export HF_HOME := $(CURDIR)/.cache/huggingface
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := true
+
+.PHONY: install assets quickstart test check fast bench data clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 install"; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (torch and friends: a few minutes the first time) ..."
+	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(SMALL_MODEL): | install
+	@$(RUN) scripts/fetch_assets.py smollm2
+
+quickstart: install | $(SMALL_MODEL)
+	@$(RUN) examples/quickstart.py
+
+assets: install
+	@$(RUN) scripts/fetch_assets.py smollm2 tokenizers encoder
+
+test: assets
+	$(RUN) -m pytest -m "not gpu and not vllm"
+
+fast: assets
+	$(RUN) -m pytest -q -m "not gpu and not vllm and not slow and not distributed"
+
+check: fast
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: assets
+	$(RUN) benchmarks/sft.py
+	$(RUN) benchmarks/predictor_hf.py
+	$(RUN) benchmarks/import_time.py
+
+data: install
+	$(RUN) scripts/make_data.py
+
+clean:
+	rm -rf .cache models save_model data_record logs
