@@ -41,6 +41,26 @@ class GrowingLayer(DynamicLayer):
         batch, heads, _, size = states.shape
         return states.new_empty(batch, heads, max(needed, self.capacity), size)
 
+    def fill(self, parts: list[tuple[Any, Any]], width: int) -> None:
+        """Take over the keys and values of several batches, right-aligned at `width` tokens."""
+        self.lazy_initialization(*parts[0])
+        self.storage = (
+            self._aligned([keys for keys, _ in parts], width),
+            self._aligned([values for _, values in parts], width),
+        )
+        self.keys, self.values = (part[..., :width, :] for part in self.storage)
+
+    def _aligned(self, parts: list[torch.Tensor], width: int) -> torch.Tensor:
+        rows = sum(len(part) for part in parts)
+        _, heads, _, size = parts[0].shape
+        # zeros: a masked weight of 0 times a stray NaN in the padding would be NaN
+        room = parts[0].new_zeros(rows, heads, max(width, self.capacity), size)
+        start = 0
+        for part in parts:
+            room[start : start + len(part), :, width - part.shape[-2] : width] = part
+            start += len(part)
+        return room
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows; the rest's memory is given back."""
         if self.storage is None:
@@ -62,3 +82,24 @@ def new_cache(model: Any, capacity: int) -> DynamicCache:
 def can_drop_rows(cache: DynamicCache) -> bool:
     """Whether rows may leave the batch; recurrent states (Mamba) cannot be selected by row."""
     return all(type(layer) in (GrowingLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
+def can_join(cache: DynamicCache) -> bool:
+    """Whether `join` applies: every layer keeps all tokens."""
+    return all(type(layer) is GrowingLayer for layer in cache.layers)
+
+
+def join(parts: list[DynamicCache], capacity: int) -> DynamicCache:
+    """One cache with the rows of all parts, each filled up on the left to the longest.
+
+    `parts` are emptied layer by layer, so that nothing but one layer is held twice.
+    """
+    width = max(part.get_seq_length() for part in parts)
+    joined = parts[0]
+    for i in range(len(joined.layers)):
+        layer = GrowingLayer(capacity)
+        layers: list[Any] = [part.layers[i] for part in parts]
+        layer.fill([(old.keys, old.values) for old in layers], width)
+        for part in parts:
+            part.layers[i] = layer
+    return joined

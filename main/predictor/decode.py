@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from main.errors import GenerationError
-from main.predictor.cache import can_drop_rows, new_cache
+from main.predictor.cache import can_drop_rows, can_join, join, new_cache
 from main.predictor.sampling import GenerationOptions, choose, penalize_repetition
+
+LIKE_LENGTH = 0.9  # prompts of one prefill group: the shortest is at least this of the longest
 
 
 @dataclass
@@ -28,6 +30,11 @@ class Row:
     generator: torch.Generator | None = None
     completion_ids: list[int] = field(default_factory=list)
     finished: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, prompt and answer."""
+        return len(self.prompt_ids) + len(self.completion_ids)
 
     def add(self, token: int, stop_ids: Collection[int]) -> None:
         """Take the next token; a stop token or the limit finishes the row."""
@@ -106,6 +113,7 @@ def _decode(
     stop_ids: Collection[int],
     pad_id: int,
 ) -> Iterator[list[Row]]:
+    rows = sorted(rows, key=lambda row: -row.length)
     state = _State(model, rows, options, pad_id)
     while running := [row for row in rows if not row.finished]:
         if len(running) < len(rows) and state.can_drop:
@@ -116,6 +124,21 @@ def _decode(
             if not row.finished:
                 row.add(token, stop_ids)
         yield running
+
+
+def like_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut descending lengths into (start, end) groups that padding makes at most 1/9 longer.
+
+    >>> like_lengths([100, 95, 60, 55, 10])
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    groups: list[tuple[int, int]] = []
+    for i, length in enumerate(lengths):
+        if groups and length >= LIKE_LENGTH * lengths[groups[-1][0]]:
+            groups[-1] = (groups[-1][0], i + 1)
+        else:
+            groups.append((i, i + 1))
+    return groups
 
 
 class _State:
@@ -131,28 +154,55 @@ class _State:
         self.ids = torch.tensor(padded, device=device)  # (B, P), afterwards (B, 1)
         self.mask = torch.tensor(kept, device=device)  # (B, P + T)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        self.cache = new_cache(model, capacity=width + max(row.limit for row in rows))
-        self.can_drop = can_drop_rows(self.cache)
+        self.capacity = width + max(row.limit for row in rows)
+        self.lengths = [row.length for row in rows]
+        self.cache: Any = None  # made by the first step
+        self.can_drop = can_drop_rows(new_cache(model, 0))
         self.seen: torch.Tensor | None = None  # (B, V), made with the first logits
         self.extra = {"logits_to_keep": 1} if _keeps_logits(model) else {}
 
     @torch.no_grad()
     def step(self, rows: list[Row]) -> list[int]:
         """Run the model on what is new and choose the next token of each row."""
-        output = self.model(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            **self.extra,
-        )
-        logits = output.logits[:, -1].float()  # (B, V)
+        if self.cache is None:
+            logits = self._prefill()
+        else:
+            logits = self._forward(self.ids, self.mask, self.positions, self.cache)
         if self.options.repetition_penalty != 1:
             logits = self._penalized(logits)
         tokens = choose(logits, self.options, [row.generator for row in rows])
         self._advance(tokens[:, None])
         return tokens.tolist()
+
+    def _prefill(self) -> torch.Tensor:
+        """Run the prompts in groups of like length, so that little of the work is padding."""
+        groups = like_lengths(self.lengths)
+        if len(groups) > 1 and not can_join(new_cache(self.model, 0)):
+            groups = [(0, len(self.lengths))]
+        logits, caches = [], []
+        for start, end in groups:
+            width = self.lengths[start]
+            part = (slice(start, end), slice(-width, None))
+            caches.append(new_cache(self.model, width if len(groups) > 1 else self.capacity))
+            logits.append(
+                self._forward(self.ids[part], self.mask[part], self.positions[part], caches[-1])
+            )
+        self.cache = caches[0] if len(caches) == 1 else join(caches, self.capacity)
+        return torch.cat(logits)
+
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
+    ) -> torch.Tensor:
+        """Logits (B, V) after the last of `ids` (B, new tokens)."""
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **self.extra,
+        )
+        return output.logits[:, -1].float()
 
     def _penalized(self, logits: torch.Tensor) -> torch.Tensor:
         if self.seen is None:
