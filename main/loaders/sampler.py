@@ -6,6 +6,7 @@ processes share a step or how it is cut into micro-batches.
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 # Rows are sorted by length within blocks of this many steps: little padding, still well mixed.
@@ -13,7 +14,7 @@ BLOCK_STEPS = 32
 
 
 class MicroBatch(NamedTuple):
-    """Row numbers for one forward pass; `counted` is False for a filler that keeps ranks in step."""
+    """Row numbers for one forward pass; `counted` is False for a filler to keep ranks in step."""
 
     rows: list[int]
     counted: bool
@@ -51,7 +52,7 @@ def plan_epoch(
 def shard(
     rows: Sequence[int], lengths: Sequence[int], batch_size: int, rank: int, world: int
 ) -> list[MicroBatch]:
-    """This rank's micro-batches of one step: rows of similar length together, as many on every rank.
+    """This rank's micro-batches of one step: similar lengths together, as many on every rank.
 
     Args:
         rows: the step's rows, over all ranks.
@@ -72,4 +73,4 @@ def _spread(rows: Sequence[int], pieces: int) -> list[list[int]]:
     """Cut into `pieces` runs whose sizes differ by one at most."""
     size, extra = divmod(len(rows), pieces)
     ends = [size * i + min(i, extra) for i in range(pieces + 1)]
-    return [list(rows[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return [list(rows[a:b]) for a, b in pairwise(ends)]
