@@ -79,10 +79,10 @@ def test_the_step_is_the_same_however_it_is_cut_and_equals_one_row_at_a_time(
 
 
 def test_the_loss_falls_every_adapter_weight_moves_and_the_base_stays(tmp_path):
-    task = TinyTask(make_rows(16))
+    task = TinyTask(make_rows(4))
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
-    results = train(task, tmp_path, num_epochs=15, lr=3e-2)
-    assert results[-1].train["loss"] < 0.8 * results[0].train["loss"]
+    results = train(task, tmp_path, num_epochs=40, lr=3e-2)
+    assert results[-1].train["loss"] < results[0].train["loss"] - 0.1
     for name, parameter in task.model.named_parameters():
         moved = not torch.equal(parameter, before[name])
         assert moved == ("lora_" in name), name
@@ -178,6 +178,13 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_auto_goes_on_bit_equal(tmp_path):
         assert ours.train["loss"] == theirs.train["loss"]
 
 
+def logged(run):
+    with open(run / "data_record/tiny/train.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+
 @pytest.mark.parametrize("crash_at", [3, 4, 6, 8])
 def test_a_crash_at_any_step_resumes_bit_equal_with_accumulation(tmp_path, crash_at):
     options = {
@@ -205,13 +212,7 @@ def test_a_crash_at_any_step_resumes_bit_equal_with_accumulation(tmp_path, crash
     resumed = task()
     train(resumed, tmp_path / "part", resume_from_checkpoint="auto", **options)
     assert_equal_adapters(resumed.adapter(), whole.adapter())
-    records = [
-        [
-            {k: v for k, v in row.items() if k != "tokens_per_second"}
-            for row in csv.DictReader(open(tmp_path / run / "data_record/tiny/train.csv"))
-        ]
-        for run in ("whole", "part")
-    ]
+    records = [logged(tmp_path / run) for run in ("whole", "part")]
     assert records[0] == records[1]
 
 

@@ -6,9 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from main.errors import ConfigError, DataError
-from main.loaders.template import get_template
-from main.loaders import get_loader, load_split, resolve
+from main.errors import DataError
+from main.loaders import get_loader, get_template, load_dataset_split, resolve
 from main.models import (
     LoraOptions,
     add_adapter,
@@ -25,6 +24,20 @@ from main.trainer.logprobs import LogprobModel
 from main.trainer.loop import Loop, Place
 from main.trainer.task import Task
 from main.types import EpochResult
+
+
+class EncodedRows:
+    """Memory-mapped rows of a file, read one at a time; `lengths` alone is held in memory."""
+
+    def __init__(self, dataset: Any):
+        self._dataset = dataset
+        self.lengths = list(dataset["length"])
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._dataset[index]
 
 
 class BaseTrainer(Task):
@@ -88,7 +101,9 @@ class BaseTrainer(Task):
             )
 
         def load(split: str) -> Any:
-            return load_split(files[split], setup.loader_name, self.template, setup.max_length)
+            return EncodedRows(
+                load_dataset_split(files[split], setup.loader_name, self.template, setup.max_length)
+            )
 
         self.train_data = load("train")
         self.eval_data = load(setup.eval_mode) if setup.eval_mode in files else None
@@ -147,6 +162,3 @@ def _signature(options: type) -> inspect.Signature:
     for name, parameter in inspect.signature(options).parameters.items():
         parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, name=name))
     return inspect.Signature(parameters)
-
-
-__all__ = ["BaseTrainer", "ConfigError"]

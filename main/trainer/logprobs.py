@@ -1,8 +1,8 @@
 """Hidden states -> log-probabilities of the trained tokens only.
 
-This is the one place that shifts: the token at position t is predicted by the hidden state at t - 1.
-Only the masked positions reach the output layer, so the full (B, T, V) logits never exist, and of the
-(N, V) logits of the N trained tokens only one chunk exists at a time.
+This is the one place that shifts: the token at position t is predicted by the hidden state at
+t - 1. Only the masked positions reach the output layer, so the full (B, T, V) logits never exist,
+and of the (N, V) logits of the N trained tokens only one chunk exists at a time.
 """
 
 from typing import Any, NamedTuple
@@ -110,8 +110,8 @@ class _FrozenHead(torch.autograd.Function):
     """Log-probabilities under a frozen output layer, their gradient computed on the way.
 
     With z = W h / tau, d logp(y)/dh = (W[y] - sum_j p_j W[j]) / tau and
-    dH/dh = -(sum_j p_j (log p_j + H) W[j]) / tau depend on this token alone, so (N, H) derivatives are
-    kept instead of (N, V) logits, and the backward pass is one multiplication.
+    dH/dh = -(sum_j p_j (log p_j + H) W[j]) / tau depend on this token alone, so (N, H) derivatives
+    are kept instead of (N, V) logits, and the backward pass is one multiplication.
     """
 
     @staticmethod

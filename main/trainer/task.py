@@ -91,5 +91,5 @@ class Task(ABC):
         """What else an exact resume needs, as JSON values."""
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 (optional to override)
         """Take back what `state` returned."""

@@ -1,0 +1,3 @@
+"""The older name of main.trainer.lora."""
+
+from main.trainer.lora import Trainer as Trainer
