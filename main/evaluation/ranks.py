@@ -27,7 +27,7 @@ class Ranks(NamedTuple):
         """What `action` returns in the main process; what it raises there is raised everywhere."""
         if self.size == 1:
             return action()
-        from accelerate.utils import broadcast_object_list
+        from torch.distributed import broadcast_object_list
 
         box: list[Any] = [None, None]
         raised: Exception | None = None
@@ -36,7 +36,7 @@ class Ranks(NamedTuple):
                 box[0] = action()
             except Exception as error:
                 raised, box[1] = error, _told(error)
-        broadcast_object_list(box)
+        broadcast_object_list(box, src=0)
         if raised:
             raise raised
         if box[1]:
@@ -46,9 +46,10 @@ class Ranks(NamedTuple):
     def raise_together(self, error: Exception | None) -> None:
         """Wait for all processes; raise when one of them came with an error."""
         if self.size > 1:
-            from accelerate.utils import gather_object
+            from torch.distributed import all_gather_object
 
-            told = gather_object([_told(error) if error else ""])
+            told: list[Any] = [None] * self.size
+            all_gather_object(told, _told(error) if error else "")
             others = [f"rank {rank}: {text}" for rank, text in enumerate(told) if text]
             if others and not error:
                 raise MainError(others[0])
@@ -89,22 +90,30 @@ class Claims:
 
 
 def current_ranks() -> Ranks:
-    """From a running accelerate or torch.distributed, or from a launcher's environment."""
-    if not (_launched() or _accelerate_runs()):
-        return Ranks(0, 1)
-    from accelerate import PartialState
+    """From a running process group, or from a launcher's environment, which then gets one."""
+    torch = sys.modules.get("torch")
+    if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not _launched():
+            return Ranks(0, 1)
+        _join()
+    from torch.distributed import get_rank, get_world_size
 
-    state = PartialState()
-    return Ranks(state.process_index, state.num_processes)
+    return Ranks(get_rank(), get_world_size())
 
 
 def _launched() -> bool:
     return all(name in os.environ for name in _LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def _accelerate_runs() -> bool:
-    state = sys.modules.get("accelerate.state")
-    return state is not None and bool(state.PartialState._shared_state)
+def _join() -> None:
+    """Start the process group: accelerate's own where it makes one, else gloo."""
+    import torch
+    from accelerate import PartialState
+
+    # Without a GPU accelerate counts one process unless it is told to use the CPU.
+    PartialState(cpu=not torch.accelerator.is_available())
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
 
 
 def _told(error: Exception) -> str:
