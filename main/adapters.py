@@ -90,7 +90,7 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
     _train_in_float32(adapted, model.dtype)
     if _mutates(options.init_lora_weights):
         adapted.initial_adapter = {  # type: ignore[assignment]
-            k: v.clone() for k, v in _tensors(adapted).items()
+            k: v.clone() for k, v in adapter_tensors(adapted).items()
         }
     return adapted.train(model.training)
 
@@ -121,7 +121,7 @@ def load_adapter(
     except ValueError as error:
         raise ModelError(f"{_pair(folder, model)}: {str(error).splitlines()[0]}") from error
     try:
-        _check_tensors(_tensors(adapted), tensors, _pair(folder, model))
+        _check_tensors(adapter_tensors(adapted), tensors, _pair(folder, model))
     except ModelError:
         adapted.unload()
         raise
@@ -151,8 +151,8 @@ def save_adapter(
     from safetensors.torch import save_file
 
     model = extract_model_from_parallel(model)
-    tensors = _tensors(model, state_dict)
-    _check_complete(_tensors(model), tensors)
+    tensors = adapter_tensors(model, state_dict)
+    _check_complete(adapter_tensors(model), tensors)
     config: Any = copy.deepcopy(model.peft_config[ADAPTER])
     if getattr(model, "initial_adapter", None):
         tensors, config = _as_plain_lora(tensors, model.initial_adapter, config)
@@ -211,6 +211,11 @@ def _is_layer_name(targets: str | list[str]) -> bool:
         and targets != "all-linear"
         and bool(re.fullmatch(r"[\w.]+", targets))
     )
+
+
+def starts_as_base(options: LoraOptions) -> bool:
+    """Whether a new adapter of this kind leaves the model's output as it is (B = 0)."""
+    return options.init_lora_weights in (True, "gaussian")
 
 
 def _mutates(init: bool | str) -> bool:
@@ -287,7 +292,7 @@ def _keep_outer_dtype(module: "torch.nn.Module", dtype: "torch.dtype") -> None:
     module.register_forward_hook(leave)
 
 
-def _tensors(
+def adapter_tensors(
     model: "PeftModel", state_dict: "Mapping[str, torch.Tensor] | None" = None
 ) -> "dict[str, torch.Tensor]":
     """The adapter's tensors by the names that they have in a file."""

@@ -47,15 +47,18 @@ def parse(
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(options)
     values: dict[str, Any] = {}
+    spelt: dict[str, str] = {}  # field -> the name under which it was given
     problems = unknown_keywords(given, [*fields, *aliases], where)
     for name, value in given.items():
         field = aliases.get(name, name)
         if field not in fields:
             continue
         if field in values:
-            problems.append(f"'{name}' and '{field}' are the same argument: give one of them.")
+            problems.append(
+                f"'{spelt[field]}' and '{name}' are the same argument: give one of them."
+            )
             continue
-        values[field] = value
+        values[field], spelt[field] = value, name
         if not _fits(value, hints[field]):
             problems.append(
                 f"{name}={value!r} must be {_describe(hints[field])}, not {type(value).__name__}."

@@ -232,8 +232,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 WORKER = """
 import sys
-from accelerate import PartialState
-PartialState(cpu=True)
 from transformers import AutoTokenizer
 from main.loaders import get_template, load_dataset_split
 template = get_template(AutoTokenizer.from_pretrained(sys.argv[1]), "LLM_Chat")
@@ -252,13 +250,7 @@ def test_two_processes_make_one_cache_and_fail_together(
     path = write_rows(tmp_path / "train.jsonl", [row("a", answer)])
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--master_port=0",
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     model = ROOT / "models" / "SmolLM2-135M-Instruct"
     command += [str(script), str(model), str(path), str(tmp_path / "cache")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

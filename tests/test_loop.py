@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from main.errors import CheckpointError, ConfigError, TrainingError
 from main.trainer import checkpoint
-from main.trainer.task import LossOutput
+from main.trainer.task import LossOutput, Update
 
 
 def train(task, tmp_path, **options):
@@ -243,7 +243,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     class Worsening(TinyTask):
         calls = 0
 
-        def evaluate(self, rows, tensors, counts):
+        def evaluate(self, rows, device):
             Worsening.calls += 1
             return {"loss": (float(Worsening.calls), 1)}
 
@@ -256,7 +256,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
 
 def test_early_stopping_ends_the_run_after_its_patience(tmp_path):
     class Flat(TinyTask):
-        def evaluate(self, rows, tensors, counts):
+        def evaluate(self, rows, device):
             return {"loss": (1.0, 1)}
 
     task = Flat(make_rows(4), make_rows(4))
@@ -366,3 +366,70 @@ def test_tensorboard_gets_one_run_directory(tmp_path):
     train(TinyTask(make_rows(8)), tmp_path, report_to=["tensorboard"], logging_steps=1)
     folder = tmp_path / "logs/tensorboard_logs/tiny"
     assert list(folder.glob("events.out.tfevents.*"))
+
+
+class Rollouts(TinyTask):
+    """Two samples a row, two updates a draw, a companion directory, a sample text."""
+
+    samples_per_row = 2
+    updates_per_step = 2
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.companions = {"Critic": lambda folder: (folder / "head").write_text("1")}
+        self.events, self.drawn = [], []
+
+    def open(self, device):
+        self.events.append("open")
+
+    def close(self):
+        self.events.append("close")
+
+    def updates(self, drawn, step):
+        self.drawn.append((step, [[(r["row"], r["sample"]) for r in m.rows] for m in drawn]))
+        yield Update(drawn, {"reward/mean": (6.0, 3)})
+        yield Update(drawn)
+
+    def sample_text(self):
+        return "| prompt | completion |\n"
+
+
+def test_a_method_with_rollouts_gets_whole_groups_inner_updates_records_and_companions(tmp_path):
+    task = Rollouts(make_rows(6), batch_size=2)
+    options = {"num_epochs": 2, "gradient_accumulation_steps": 2, "save_strategy": "epoch"}
+    results = train(task, tmp_path, save_total_limit=1, **options)
+    assert [r.step for r in results] == [6, 12]  # 3 draws of two rows x two samples, two updates
+    assert results[0].train["reward/mean"] == 2.0
+    assert [step for step, _ in task.drawn] == [0, 2, 4, 6, 8, 10]
+    for _, pieces in task.drawn:
+        assert [len(piece) for piece in pieces] == [2, 2]
+        rows = {row for piece in pieces for row, _ in piece}
+        assert {pair for piece in pieces for pair in piece} == {
+            (row, sample) for row in rows for sample in (0, 1)
+        }
+    assert task.events == ["open", "close"]
+    kept = sorted(path.name for path in (tmp_path / "save_model/tiny").iterdir())
+    assert kept == ["Critic_12", "Llama_12"]
+    assert "prompt" in (tmp_path / "data_record/tiny/samples_1.md").read_text()
+
+
+def test_a_method_is_closed_when_the_caller_breaks_out_and_when_it_fails(tmp_path):
+    task = Rollouts(make_rows(6), batch_size=2)
+    for _ in task.run(tmp_path, num_epochs=3):
+        break
+    assert task.events == ["open", "close"]
+
+    class Failing(Rollouts):
+        def updates(self, drawn, step):
+            raise ValueError("a reward function failed")
+
+    task = Failing(make_rows(6), batch_size=2)
+    with pytest.raises(ValueError, match="a reward function failed"):
+        train(task, tmp_path)
+    assert task.events == ["open", "close"]
+
+
+def test_a_step_that_cannot_hold_whole_groups_is_refused(tmp_path):
+    task = Rollouts(make_rows(6), batch_size=3)
+    with pytest.raises(ConfigError, match=r"3 completions .* cannot be cut into groups of 2"):
+        train(task, tmp_path)

@@ -222,9 +222,11 @@ def _one_first() -> Iterator[list[Exception]]:
     """
     failed: list[Exception] = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
         from accelerate import PartialState
 
-        with PartialState().local_main_process_first():
+        # Without a GPU accelerate counts one process unless it is told to use the CPU.
+        with PartialState(cpu=not torch.accelerator.is_available()).local_main_process_first():
             yield failed
     else:
         yield failed

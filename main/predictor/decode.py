@@ -9,7 +9,12 @@ import torch
 
 from main.errors import GenerationError
 from main.predictor.cache import can_drop_rows, can_join, join, new_cache
-from main.predictor.sampling import GenerationOptions, choose, penalize_repetition
+from main.predictor.sampling import (
+    GenerationOptions,
+    choose,
+    chosen_logprobs,
+    penalize_repetition,
+)
 
 LIKE_LENGTH = 0.9  # prompts of one prefill group: the shortest is at least this of the longest
 
@@ -22,6 +27,8 @@ class Row:
     limit: tokens that may be generated, within the model's context.
     generator: source of this row's random numbers; None for greedy decoding.
     completion_ids: tokens generated so far, a stop token not among them.
+    stop_id: the stop token that ended the answer; None while it goes on or if it was cut.
+    logprobs: of `completion_ids` and then `stop_id`, where `decode` was asked for them.
     """
 
     index: int
@@ -30,6 +37,8 @@ class Row:
     generator: torch.Generator | None = None
     completion_ids: list[int] = field(default_factory=list)
     finished: bool = False
+    stop_id: int | None = None
+    logprobs: list[float] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -39,7 +48,7 @@ class Row:
     def add(self, token: int, stop_ids: Collection[int]) -> None:
         """Take the next token; a stop token or the limit finishes the row."""
         if token in stop_ids:
-            self.finished = True
+            self.finished, self.stop_id = True, token
             return
         self.completion_ids.append(token)
         self.finished = len(self.completion_ids) >= self.limit
@@ -69,11 +78,13 @@ def decode(
     options: GenerationOptions,
     stop_ids: Collection[int],
     pad_id: int,
+    logprobs: bool = False,
 ) -> Iterator[list[Row]]:
     """Yield the rows that got a token, until all are finished.
 
     The caller may set `finished` of a row between two steps. When memory runs out, the batch is
-    halved and each half goes on from the tokens that it has.
+    halved and each half goes on from the tokens that it has. With `logprobs` the rows collect those
+    of their tokens, see `chosen_logprobs`.
 
     Raises:
         GenerationError: a single row does not fit into memory.
@@ -84,7 +95,7 @@ def decode(
         if not batch:
             continue
         try:
-            yield from _decode(model, batch, options, stop_ids, pad_id)
+            yield from _decode(model, batch, options, stop_ids, pad_id, logprobs)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -112,17 +123,19 @@ def _decode(
     options: GenerationOptions,
     stop_ids: Collection[int],
     pad_id: int,
+    logprobs: bool,
 ) -> Iterator[list[Row]]:
     rows = sorted(rows, key=lambda row: -row.length)
-    state = _State(model, rows, options, pad_id)
+    state = _State(model, rows, options, pad_id, logprobs)
     while running := [row for row in rows if not row.finished]:
         if len(running) < len(rows) and state.can_drop:
             state.keep([i for i, row in enumerate(rows) if not row.finished])
             rows = running
-        tokens = state.step(rows)
-        for row, token in zip(rows, tokens, strict=True):
+        tokens, scores = state.step(rows)
+        for i, row in enumerate(rows):
             if not row.finished:
-                row.add(token, stop_ids)
+                row.add(tokens[i], stop_ids)
+                row.logprobs += scores[i : i + 1]
         yield running
 
 
@@ -144,8 +157,15 @@ def like_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
 class _State:
     """The tensors of a batch: what the next forward pass is given, and the cache."""
 
-    def __init__(self, model: Any, rows: list[Row], options: GenerationOptions, pad_id: int):
-        self.model, self.options = model, options
+    def __init__(
+        self,
+        model: Any,
+        rows: list[Row],
+        options: GenerationOptions,
+        pad_id: int,
+        logprobs: bool,
+    ):
+        self.model, self.options, self.logprobs = model, options, logprobs
         ids = [row.prompt_ids + row.completion_ids for row in rows]
         width = max(map(len, ids))
         device = model.device
@@ -162,8 +182,8 @@ class _State:
         self.extra = {"logits_to_keep": 1} if _keeps_logits(model) else {}
 
     @torch.no_grad()
-    def step(self, rows: list[Row]) -> list[int]:
-        """Run the model on what is new and choose the next token of each row."""
+    def step(self, rows: list[Row]) -> tuple[list[int], list[float]]:
+        """Run the model on what is new; the next token of each row, and its score if wanted."""
         if self.cache is None:
             logits = self._prefill()
         else:
@@ -172,7 +192,8 @@ class _State:
             logits = self._penalized(logits)
         tokens = choose(logits, self.options, [row.generator for row in rows])
         self._advance(tokens[:, None])
-        return tokens.tolist()
+        scores = chosen_logprobs(logits, tokens, self.options).tolist() if self.logprobs else []
+        return tokens.tolist(), scores
 
     def _prefill(self) -> torch.Tensor:
         """Run the prompts in groups of like length, so that little of the work is padding."""

@@ -126,6 +126,19 @@ def filter_logits(logits: "torch.Tensor", options: GenerationOptions) -> "torch.
     return logits
 
 
+def chosen_logprobs(
+    logits: "torch.Tensor", tokens: "torch.Tensor", options: GenerationOptions
+) -> "torch.Tensor":
+    """Log-probabilities, nats, of the chosen tokens (B,) at the sampling temperature.
+
+    Logits (B, V) are those after the repetition penalty and before top_k, top_p and min_p. Greedy
+    choices are scored at temperature 1.
+    """
+    temperature = (options.temperature or 1.0) if options.samples else 1.0
+    scaled = logits.float() / temperature
+    return scaled.gather(-1, tokens[:, None])[:, 0] - scaled.logsumexp(-1)
+
+
 def choose(
     logits: "torch.Tensor",
     options: GenerationOptions,

@@ -93,16 +93,26 @@ def find(resume_from: str | Path, root: Path) -> Path | None:
     return path
 
 
-def rotate(root: Path, run_id: str, keep: int | None, best: Path | None) -> None:
-    """Delete this run's oldest checkpoints beyond `keep`, never the best one."""
+def rotate(
+    root: Path,
+    run_id: str,
+    keep: int | None,
+    best: Path | None,
+    companions: tuple[str, ...] = (),
+) -> None:
+    """Delete this run's oldest checkpoints beyond `keep`, never the best one.
+
+    companions: names of directories `<name>_<step>` that go with the checkpoint of that step.
+    """
     if keep is None:
         return
     mine = [path for path in complete(root) if read_progress(path)["run_id"] == run_id]
     for path in mine[:-keep]:
         if path != best:
-            doomed = _hidden(path, "tmp")
-            path.rename(doomed)  # incomplete from here on, whatever interrupts the deletion
-            _remove(doomed)
+            step = path.name.rpartition("_")[2]
+            _delete(path)
+            for name in companions:
+                _delete(root / f"{name}_{step}")
 
 
 def read_progress(directory: Path) -> dict[str, Any]:
@@ -161,6 +171,13 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _delete(path: Path) -> None:
+    if path.exists():
+        doomed = _hidden(path, "tmp")
+        path.rename(doomed)  # incomplete from here on, whatever interrupts the deletion
+        _remove(doomed)
 
 
 def _hidden(path: Path, kind: str) -> Path:

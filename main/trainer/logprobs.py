@@ -5,6 +5,8 @@ t - 1. Only the masked positions reach the output layer, so the full (B, T, V) l
 and of the (N, V) logits of the N trained tokens only one chunk exists at a time.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +29,18 @@ class TokenLogprobs(NamedTuple):
     logprobs: Tensor
     entropy: Tensor | None
     hidden: Tensor
+
+
+@contextmanager
+def scoring(model: nn.Module) -> Iterator[None]:
+    """No gradient and no dropout, for old and reference log-probabilities; the mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 class LogprobModel(nn.Module):

@@ -2,9 +2,9 @@
 
     for epoch:
         for rows in plan:                       # one global draw of rows, whatever the processes
-            for micro_batches in task.updates(rows):
+            for update in task.updates(rows):
                 totals = counts of the whole step, over micro-batches and processes
-                for batch in micro_batches:  backward(task.loss(batch, totals))
+                for batch in update.micro_batches:  backward(task.loss(batch, totals))
                 clip, step, schedule
             log, evaluate, save when due
         yield EpochResult
@@ -29,8 +29,9 @@ from main.loaders.sampler import plan_epoch, shard
 from main.trainer import checkpoint
 from main.trainer.arguments import LoopOptions
 from main.trainer.guards import StopSignal, is_out_of_memory
+from main.trainer.ranks import gather_objects
 from main.trainer.records import Means, Progress, Records, mean_of
-from main.trainer.task import Batch, MicroRows, Task
+from main.trainer.task import Batch, MicroRows, Task, to_device
 from main.types import EpochResult
 
 log = logging.getLogger(__name__)
@@ -109,16 +110,25 @@ class Loop:
     def _train_on(self, rows: list[int]) -> None:
         """Draw the step's rows for this rank and make the optimizer steps the task asks for."""
         began = time.perf_counter()
-        drawn = shard(
-            rows, self.task.train_data.lengths, self.task.batch_size, self.rank, self.world
-        )
         tokens = 0
-        data = self.task.train_data
-        pieces = [MicroRows([data[i] for i in piece.rows], piece.counted) for piece in drawn]
-        for micro_batches in self.task.updates(pieces):
-            tokens += self._update(micro_batches)
+        for update in self.task.updates(self._draw(rows), self.state.step):
+            tokens += self._update(update.micro_batches)
+            self._record(update.metrics or {})
         seconds = time.perf_counter() - began
         self._record({"tokens_per_second": (tokens, seconds / self.world)})
+
+    def _draw(self, rows: list[int]) -> list[MicroRows]:
+        """This rank's share; a row with several samples counts once for each."""
+        data, samples = self.task.train_data, self.task.samples_per_row
+        numbers = [row * samples + sample for row in rows for sample in range(samples)]
+        lengths = {number: data.lengths[number // samples] for number in numbers}
+        pieces = shard(numbers, lengths, self.task.batch_size, self.rank, self.world)
+        return [
+            MicroRows(
+                [{**data[n // samples], "sample": n % samples} for n in piece.rows], piece.counted
+            )
+            for piece in pieces
+        ]
 
     def _update(self, micro_batches: list[MicroRows]) -> int:
         """One optimizer step; returns the real tokens that this rank computed."""
@@ -145,7 +155,7 @@ class Loop:
             waits = number < len(batches)
             context = self.accelerator.no_sync if waits else _nothing
             with context(self.task.model):
-                output = self.task.loss(self._on_device(batch.tensors), totals)
+                output = self.task.loss(to_device(batch.tensors, self.accelerator.device), totals)
                 # Gradients are averaged over ranks while `totals` already counts all of them.
                 self.accelerator.backward(output.loss * (self.world if micro.counted else 0.0))
             if micro.counted:
@@ -192,6 +202,9 @@ class Loop:
             options.eval_strategy == "steps" and step % options.eval_steps == 0
         ):
             self._evaluate()
+        text = self.task.sample_text()
+        if text:
+            self.records.text("samples", text, step, epoch)
         evaluation, self.state.last_eval = self.state.last_eval, {}
         self.state.epoch, self.state.index = epoch + 1, 0
         self.epoch_means = Means()
@@ -218,9 +231,8 @@ class Loop:
         means = Means()
         size = self.task.batch_size_eval
         for piece in shard(range(len(data)), data.lengths, size, self.rank, self.world):
-            rows = [data[i] for i in piece.rows]
-            batch = self.task.collate(rows)
-            metrics = self.task.evaluate(rows, self._on_device(batch.tensors), batch.counts)
+            rows = [{**data[i], "sample": 0} for i in piece.rows]
+            metrics = self.task.evaluate(rows, self.accelerator.device)
             if piece.counted:
                 means.add(metrics)
         self.task.model.train()
@@ -252,10 +264,11 @@ class Loop:
         final = self.place.checkpoints / f"{self.place.family}_{self.state.step}"
         if self.improved:
             self.state.best_checkpoint, self.improved = str(final), False
-        randoms = self._gather_objects(checkpoint.random_state())
+        randoms = gather_objects(checkpoint.random_state())
         failure: CheckpointError | None = None
         if self.accelerator.is_main_process:
             try:
+                self._write_companions()
                 checkpoint.write_directory(final, lambda folder: self._write(folder, randoms))
                 best = self.state.best_checkpoint
                 checkpoint.rotate(
@@ -263,13 +276,20 @@ class Loop:
                     self.state.run_id,
                     self.options.save_total_limit,
                     Path(best) if best else None,
+                    tuple(self.task.companions),
                 )
             except CheckpointError as error:
                 failure = error
-        failures = [error for error in self._gather_objects(failure) if error]
+        failures = [error for error in gather_objects(failure) if error]
         if failures:
             raise failures[0]
         self.saved = final
+
+    def _write_companions(self) -> None:
+        """Before the checkpoint itself, which then never stands without them."""
+        for name, write in self.task.companions.items():
+            folder = self.place.checkpoints / f"{name}_{self.state.step}"
+            checkpoint.write_directory(folder, write)
 
     def _write(self, folder: Path, randoms: list[dict[str, Any]]) -> None:
         self.task.save(folder)
@@ -340,6 +360,11 @@ class Loop:
         self.accelerator = _accelerator(options, self.place, self.task.model)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self._step_rows = self.task.batch_size * options.gradient_accumulation_steps * self.world
+        if self._step_rows % self.task.samples_per_row:
+            raise ConfigError(
+                f"an optimizer step of {self._step_rows} completions (batch size x accumulation x "
+                f"processes) cannot be cut into groups of {self.task.samples_per_row}."
+            )
         from accelerate.utils import set_seed
 
         set_seed(self.place.seed, device_specific=True)
@@ -348,6 +373,8 @@ class Loop:
         self.task.model, self.optimizer = self.accelerator.prepare(self.task.model, optimizer)
         self._closers.append(self._release)
         self._trainable = [p for p in self.task.model.parameters() if p.requires_grad]
+        self._closers.append(self.task.close)
+        self.task.open(self.accelerator.device)
         total = self._total_steps()
         self.schedule = _schedule(optimizer, options, total)
         resumed = self._find_checkpoint()
@@ -398,10 +425,11 @@ class Loop:
     def _plan(self, epoch: int) -> list[list[int]]:
         lengths = self.task.train_data.lengths
         grouped = self.options.group_by_length
-        return plan_epoch(lengths, self._step_rows, self.place.seed, epoch, grouped)
+        rows = self._step_rows // self.task.samples_per_row
+        return plan_epoch(lengths, rows, self.place.seed, epoch, grouped)
 
     def _total_steps(self) -> int:
-        draws = -(-len(self.task.train_data) // self._step_rows)
+        draws = -(-len(self.task.train_data) * self.task.samples_per_row // self._step_rows)
         return draws * self.options.num_epochs * self.task.updates_per_step
 
     def _totals(self, micro_batches: list[MicroRows], batches: list[Batch]) -> dict[str, float]:
@@ -452,7 +480,7 @@ class Loop:
         self.schedule.step()
 
     def _stop_if_asked(self) -> None:
-        asked = any(self._gather_objects(self.signal.received is not None))
+        asked = any(gather_objects(self.signal.received is not None))
         if not asked:
             return
         if self.options.save_strategy != "no" and self.saved_step != self.state.step:
@@ -469,14 +497,7 @@ class Loop:
         self.log_means.add(metrics)
 
     def _gathered(self, means: Means) -> dict[str, float]:
-        return mean_of(self._gather_objects(means.state()))
-
-    def _gather_objects(self, item: Any) -> list[Any]:
-        if self.world == 1:
-            return [item]
-        from accelerate.utils import gather_object
-
-        return gather_object([item])
+        return mean_of(gather_objects(means.state()))
 
     def _shown(self) -> dict[str, float]:
         if not self._progress.shown:
@@ -494,13 +515,6 @@ class Loop:
     def _trainable_by_name(self) -> dict[str, torch.nn.Parameter]:
         model = self.accelerator.unwrap_model(self.task.model)
         return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-    def _on_device(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        device = self.accelerator.device
-        return {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in tensors.items()
-        }
 
 
 class _nothing:

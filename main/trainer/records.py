@@ -130,8 +130,11 @@ class Records:
             self.csv[kind].append({"step": step, "epoch": round(epoch, 4), **metrics})
         self.accelerator.log({f"{kind}/{name}": v for name, v in metrics.items()}, step=step)
 
-    def text(self, name: str, text: str, step: int) -> None:
-        """A sample of text, shown by trackers that can."""
+    def text(self, name: str, text: str, step: int, epoch: int) -> None:
+        """Markdown text, as `<name>_<epoch>.md` beside the CSV files and in trackers that can."""
+        if self.main:
+            path = self.csv["train"].path.with_name(f"{name}_{epoch}.md")
+            path.write_text(text, encoding="utf-8")
         self.accelerator.log({name: text}, step=step)
 
     def close(self) -> None:

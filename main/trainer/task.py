@@ -1,11 +1,13 @@
 """What a training method tells the loop: the whole of the interface between the two."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Row = Mapping[str, Any]
@@ -27,6 +29,13 @@ class MicroRows(NamedTuple):
 
     rows: list[Row]
     counted: bool = True
+
+
+class Update(NamedTuple):
+    """One optimizer step to make: its micro-batches, and what to record beside the loss's."""
+
+    micro_batches: list[MicroRows]
+    metrics: Metrics | None = None
 
 
 @dataclass
@@ -52,7 +61,12 @@ class LossOutput(NamedTuple):
 
 
 class Task(ABC):
-    """A training method. The loop owns optimizer, schedule, ranks, records and checkpoints."""
+    """A training method. The loop owns optimizer, schedule, ranks, records and checkpoints.
+
+    A run calls, in this order: `open`; for each draw of rows `updates`, and for each update that it
+    yields `collate` and `loss` of every micro-batch; `evaluate`, `sample_text`, `save` and `state`
+    when they are due; `close`, whatever ended the run.
+    """
 
     model: nn.Module  # its trainable parameters are optimised; replaced by its prepared form
     train_data: Rows
@@ -60,6 +74,11 @@ class Task(ABC):
     batch_size: int
     batch_size_eval: int
     updates_per_step: int = 1  # optimizer steps made of one draw of rows (inner epochs)
+    # Completions of a prompt: a drawn row comes so often, numbered 0, 1, ... in row["sample"].
+    # batch_size then counts completions.
+    samples_per_row: int = 1
+    # Further directories of a checkpoint, named <name>_<step>: name -> what writes it.
+    companions: Mapping[str, Callable[[Path], None]] = MappingProxyType({})
 
     @abstractmethod
     def collate(self, rows: list[Row]) -> Batch:
@@ -73,19 +92,30 @@ class Task(ABC):
     def save(self, directory: Path) -> None:
         """Write what a user loads: adapter, tokenizer. Called on the main process."""
 
-    def updates(self, drawn: list[MicroRows]) -> Iterable[list[MicroRows]]:
-        """The micro-batches of each optimizer step to make of the drawn rows.
+    def open(self, device: torch.device) -> None:  # noqa: B027 (optional to override)
+        """Called once when a run starts, after `model` was prepared and before a resume."""
+
+    def close(self) -> None:  # noqa: B027 (optional to override)
+        """Called once when the run ends, however it ends: release what `open` took."""
+
+    def updates(self, drawn: list[MicroRows], step: int) -> Iterable[Update]:
+        """The optimizer steps to make of the drawn rows, `updates_per_step` of them.
 
         Supervised methods train on the rows as they are. A method with rollouts generates and
-        scores completions here and yields them once per inner epoch.
+        scores completions here and yields them once per inner epoch. `step` counts the optimizer
+        steps before these; with a row's number and sample it makes a seed that does not depend on
+        the processes.
         """
-        yield drawn
+        yield Update(drawn)
 
-    def evaluate(
-        self, rows: list[Row], tensors: dict[str, Any], counts: dict[str, float]
-    ) -> Metrics:
+    def evaluate(self, rows: list[Row], device: torch.device) -> Metrics:
         """Metrics of evaluation rows; by default those of the loss."""
-        return self.loss(tensors, counts).metrics
+        batch = self.collate(rows)
+        return self.loss(to_device(batch.tensors, device), batch.counts).metrics
+
+    def sample_text(self) -> str:
+        """Sample completions of the epoch as Markdown, for records and trackers; '' = none."""
+        return ""
 
     def state(self) -> dict[str, Any]:
         """What else an exact resume needs, as JSON values."""
@@ -93,3 +123,11 @@ class Task(ABC):
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 (optional to override)
         """Take back what `state` returned."""
+
+
+def to_device(tensors: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The tensors among the values, moved; other values as they are."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in tensors.items()
+    }

@@ -1,0 +1,63 @@
+"""The starting policy, kept beside the one that is trained: one copy of the base weights.
+
+A fresh adapter starts as the base model, so the reference is the model with the adapter off. An
+adapter that starts elsewhere (`resume_path`, PiSSA, a random B) leaves a frozen copy of its start.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from main.adapters import ADAPTER, adapter_tensors
+from main.trainer.logprobs import scoring
+
+REFERENCE = "reference"
+
+
+class Reference:
+    """Switches a PEFT model to its starting policy and back.
+
+    Args:
+        policy: as it is before the first optimizer step.
+        starts_as_base: the adapter changes nothing yet (`main.adapters.starts_as_base`).
+    """
+
+    def __init__(self, policy: Any, starts_as_base: bool):
+        self.policy, self.starts_as_base = policy, starts_as_base
+        if not starts_as_base:
+            _copy_adapter(policy)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The model computes as it started: no gradient, no dropout; afterwards as before."""
+        with scoring(self.policy), self._switched():
+            yield
+
+    @contextmanager
+    def _switched(self) -> Iterator[None]:
+        if self.starts_as_base:
+            with self.policy.disable_adapter():
+                yield
+            return
+        self.policy.set_adapter(REFERENCE, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.policy.set_adapter(ADAPTER)
+
+
+def _copy_adapter(policy: Any) -> None:
+    """A second, frozen adapter with the first one's weights."""
+    from peft import set_peft_model_state_dict
+
+    config = copy.deepcopy(policy.peft_config[ADAPTER])
+    config.inference_mode = True
+    config.init_lora_weights = True  # PiSSA would take its start out of the base a second time
+    policy.add_adapter(REFERENCE, config)
+    start = {name: tensor.clone() for name, tensor in adapter_tensors(policy).items()}
+    set_peft_model_state_dict(policy, start, adapter_name=REFERENCE)
+    policy.set_adapter(ADAPTER)
+    for name, parameter in policy.named_parameters():
+        if f".{REFERENCE}." in f"{name}.":
+            parameter.requires_grad_(False)
