@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from main.loaders.plain import PlainText
 from main.loaders.registry import get_loader
 from main.loaders.report import Report
 from main.loaders.template import ChatTemplate
+from main.utils.disk import appearing
 
 if TYPE_CHECKING:
     import datasets
@@ -80,7 +80,7 @@ def _build(
     """Encode the file into `target`, which appears when it is complete."""
     report = Report()
     batches = _encoded_batches(path, form, template, max_length, report)
-    with _appearing(target) as temporary:
+    with appearing(target) as temporary:
         count = _write(temporary, form, batches)
         report.raise_bad(path, word)
         if not count:
@@ -137,13 +137,10 @@ def _write(path: Path, form: Format, batches: Iterator[list[dict[str, Any]]]) ->
 
     schema = _schema(form)
     count = 0
-    with path.open("wb") as stream:
-        with pyarrow.ipc.new_stream(stream, schema) as writer:
-            for batch in batches:
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-                count += len(batch)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with path.open("wb") as stream, pyarrow.ipc.new_stream(stream, schema) as writer:
+        for batch in batches:
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+            count += len(batch)
     return count
 
 
@@ -172,7 +169,7 @@ def _open(target: Path) -> tuple["datasets.Dataset", Report] | None:
 
 
 def _write_stamp(target: Path, noted: dict[str, Any]) -> None:
-    with _appearing(_stamp_path(target)) as temporary:
+    with appearing(_stamp_path(target)) as temporary:
         temporary.write_text(json.dumps(noted), encoding="utf-8")
 
 
@@ -199,18 +196,6 @@ def _folder(cache_dir: str | Path | None) -> Path:
         cache_dir = Path(config.HF_DATASETS_CACHE) / "main"
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
     return Path(cache_dir)
-
-
-@contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the target's name when the block ends well, else vanishes."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
