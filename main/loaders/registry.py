@@ -61,7 +61,7 @@ def resolve(
     if isinstance(data_path, Mapping):
         return _files(data_path, "data_path", folder)
     registry = _read_registry(Path(data_present_path))
-    if str(data_path) in (registry or {}):
+    if registry is not None and str(data_path) in registry:
         return _files(registry[str(data_path)], f"{data_present_path}: '{data_path}'", folder)
     if Path(data_path).is_file():
         return {"train": Path(data_path)}

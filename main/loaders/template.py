@@ -62,11 +62,13 @@ class ChatTemplate:
             DataError: the template refuses the dialogue (some allow no system turn).
         """
         try:
-            return self.tokenizer.apply_chat_template(
-                [self._adapt(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **self.template_kwargs,
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [self._adapt(message) for message in messages],
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **self.template_kwargs,
+                )
             )
         except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template refuses this dialogue: {error}") from error

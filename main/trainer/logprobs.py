@@ -52,7 +52,8 @@ class LogprobModel(nn.Module):
 
     def causal_lm(self) -> Any:
         """The transformers model, without PEFT's wrapper around it."""
-        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "peft_config") else model
 
     def forward(
         self,
