@@ -78,6 +78,8 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
     """
     from peft import get_peft_model
 
+    from main.fused import fuse
+
     raise_all(options.problems())
     _refuse_second(model)
     _check_modules(model, options)
@@ -92,6 +94,7 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
         adapted.initial_adapter = {  # type: ignore[assignment]
             k: v.clone() for k, v in adapter_tensors(adapted).items()
         }
+    fuse(adapted)
     return adapted.train(model.training)
 
 
@@ -109,6 +112,8 @@ def load_adapter(
         ModelError: an adapter is there already; or this one belongs to another base.
     """
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    from main.fused import fuse
 
     _refuse_second(model)
     folder = _adapter_folder(path)
@@ -128,6 +133,7 @@ def load_adapter(
     set_peft_model_state_dict(adapted, tensors)
     if trainable:
         _train_in_float32(adapted, model.dtype)
+    fuse(adapted)
     return adapted.train(model.training)
 
 
