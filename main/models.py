@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from main.adapters import LoraOptions, add_adapter, load_adapter, save_adapter
 from main.chatglm import is_chatglm, is_chatglm_tokenizer
-from main.errors import ConfigError, MissingExtraError, MissingFileError, ModelError
+from main.errors import ConfigError, MainError, MissingExtraError, MissingFileError, ModelError
 
 if TYPE_CHECKING:  # torch and transformers take seconds: loaded by the functions that need them
     import torch
@@ -312,7 +312,7 @@ class _clear_errors:
         import torch
         from safetensors import SafetensorError
 
-        if error is None or isinstance(error, MissingExtraError | torch.OutOfMemoryError):
+        if error is None or isinstance(error, MainError | torch.OutOfMemoryError):
             return
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):

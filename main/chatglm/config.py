@@ -18,6 +18,15 @@ FIXED = {
     "post_layer_norm": True,
     "rmsnorm": True,
 }
+NEEDED = (
+    "ffn_hidden_size",
+    "hidden_size",
+    "layernorm_epsilon",
+    "num_attention_heads",
+    "num_layers",
+    "padded_vocab_size",
+    "seq_length",
+)
 ROPE_BASE = 10_000.0
 STOP_NAMES = ("<|user|>", "<|observation|>")
 
@@ -80,6 +89,12 @@ def complete(model: Any, folder: Path) -> None:
 def _refuse(raw: Mapping[str, Any], folder: Path) -> None:
     """Raise for what would load as another model than the one in the folder."""
     kind = kind_of(folder)
+    lacking = [name for name in NEEDED if name not in raw]
+    if lacking:
+        raise ModelError(
+            f"'{folder}': config.json lacks {', '.join(map(repr, lacking))}. Take it from the "
+            "original checkpoint."
+        )
     if raw.get("quantization_bit"):
         raise ModelError(
             f"'{folder}' holds weights quantised to {raw['quantization_bit']} bits by code of its "

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tokenizers.normalizers import Normalizer
 
 BLANK = "▁"
+# Bytes that are characters by themselves; a run of bytes that is cut short would take them along.
+WHOLE_BYTES = {"<0x0A>": "\n", "<0x09>": "\t", "<0x0D>": "\r"}
 Merge = tuple[str, str]
 
 
@@ -37,6 +39,7 @@ def piece_engine(folder: Path) -> "Tokenizer":
         [
             decoders.Replace(BLANK, " "),
             decoders.Replace(MARK, ""),
+            *(decoders.Replace(name, text) for name, text in WHOLE_BYTES.items()),
             decoders.ByteFallback(),
             decoders.Fuse(),
             decoders.Strip(" ", left=1),

@@ -1,5 +1,6 @@
 """Weights of an original checkpoint under the names that transformers' Glm gives them."""
 
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator
@@ -132,4 +133,10 @@ def _pickled_tensors(file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
     import torch
 
     mapped = zipfile.is_zipfile(file)  # torch's first format cannot be mapped into memory
-    yield from torch.load(file, map_location="cpu", weights_only=True, mmap=mapped).items()
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ModelError(
+            f"{file} is damaged or holds more than tensors, which would run code: not loaded."
+        ) from error
+    yield from tensors.items()
