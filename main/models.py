@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from main.adapters import LoraOptions, add_adapter, load_adapter, save_adapter
-from main.errors import ConfigError, MissingExtraError, MissingFileError, ModelError
+from main.chatglm import is_chatglm, is_chatglm_tokenizer
+from main.errors import ConfigError, MainError, MissingExtraError, MissingFileError, ModelError
 
 if TYPE_CHECKING:  # torch and transformers take seconds: loaded by the functions that need them
     import torch
@@ -48,6 +49,10 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     folder = _local_folder(path)
+    if folder and is_chatglm_tokenizer(folder):
+        from main.chatglm.tokenizer import load_tokenizer as load_chatglm_tokenizer
+
+        return load_chatglm_tokenizer(folder)
     if folder and not _found(folder, TOKENIZER_FILES) and not trust_remote_code:
         raise _nothing_found("tokenizer", folder, TOKENIZER_FILES)
     with _clear_errors("tokenizer", path):
@@ -98,6 +103,10 @@ def load_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False
                 "as peft_path (predictors) or resume_path (trainers)."
             )
         raise _nothing_found("model", folder, ("config.json",))
+    if folder and is_chatglm(folder):
+        from main.chatglm.config import load_config as load_chatglm_config
+
+        return load_chatglm_config(folder)
     with _clear_errors("model", path):
         return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
 
@@ -130,30 +139,61 @@ def load_model(
         MissingExtraError: quantization without bitsandbytes.
         ModelError: weights that are damaged or do not belong to the configuration.
     """
-    from transformers import AutoModelForCausalLM
-
     _check_placement(device, device_map, quantization)
-    if config is None:
-        config = load_config(path, trust_remote_code=trust_remote_code)
+    config = _config(path, config, trust_remote_code)
     folder = _local_folder(path)
     if folder and not _found(folder, WEIGHT_PATTERNS):
         raise _nothing_found("model", folder, WEIGHT_PATTERNS)
     device = default_device() if device is None else device
     dtype = _resolve_dtype(dtype, config, device if device_map is None else default_device())
     with _clear_errors("model", path):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path),
+        loader, source = _source(path, config, trust_remote_code)
+        loaded: Any = loader.from_pretrained(
+            **source,
             config=config,
             dtype=dtype,
             device_map=device_map if device_map is not None else {"": device},
             quantization_config=_quantization_config(quantization, dtype),
-            trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **({"attn_implementation": attn_implementation} if attn_implementation else {}),
         )
     model, report = loaded
     _check_loaded(path, config, report)
+    if folder and is_chatglm(folder):
+        from main.chatglm.config import complete
+
+        complete(model, folder)
     return model.eval()
+
+
+def _config(path: str | os.PathLike[str], config: Any, trust_remote_code: bool) -> Any:
+    """The configuration given, or the folder's; a ChatGLM's own class becomes transformers' Glm."""
+    folder = _local_folder(path)
+    if config is None:
+        return load_config(path, trust_remote_code=trust_remote_code)
+    if folder and is_chatglm(folder) and config.model_type == "chatglm":
+        from main.chatglm.config import map_config
+
+        return map_config(config.to_dict(), folder)
+    return config
+
+
+def _source(
+    path: str | os.PathLike[str], config: Any, trust_remote_code: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The class that loads a model, and what of its arguments say where the weights are."""
+    from transformers import AutoModelForCausalLM, GlmForCausalLM
+
+    folder = _local_folder(path)
+    if not folder or not is_chatglm(folder):
+        where = {"pretrained_model_name_or_path": str(path), "trust_remote_code": trust_remote_code}
+        return AutoModelForCausalLM, where
+    from main.chatglm.weights import load_weights
+
+    return GlmForCausalLM, {
+        "pretrained_model_name_or_path": None,
+        "state_dict": load_weights(folder, config),
+    }
 
 
 def default_device() -> str:
@@ -272,7 +312,7 @@ class _clear_errors:
         import torch
         from safetensors import SafetensorError
 
-        if error is None or isinstance(error, MissingExtraError | torch.OutOfMemoryError):
+        if error is None or isinstance(error, MainError | torch.OutOfMemoryError):
             return
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):

@@ -65,6 +65,10 @@ def test_good_rows_have_no_problems(loader: str, row: dict[str, Any]) -> None:
         ({"conversations": [{"role": None, "content": "x"}]}, "has the role None"),
         ({"conversations": [{"role": "user", "content": 3}]}, "must be a string; found int 3."),
         (
+            {"conversations": [{"role": "user", "content": "a", "metadata": {}}]},
+            "conversations[0] 'metadata' must be a string; found dict {}.",
+        ),
+        (
             {"conversations": [{"role": "user", "content": None}]},
             "must be a string; found NoneType",
         ),

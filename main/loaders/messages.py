@@ -7,7 +7,7 @@ from main.options import nearest
 
 ROLES = ("system", "user", "assistant", "tool", "observation")
 TOOL_ROLES = ("tool", "observation")
-_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+_KEYS = ("role", "content", "name", "metadata", "tool_calls", "tool_call_id", "reasoning_content")
 _SHAREGPT = {"from", "value"}
 
 
@@ -42,6 +42,8 @@ def _message_problems(message: Any, place: str) -> list[str]:
         for key in message
         if key not in _KEYS
     ]
+    if not isinstance(message.get("metadata") or "", str):
+        problems.append(f"{place} 'metadata' must be a string; found {_kind(message['metadata'])}.")
     return problems + _role_problems(message, place) + _content_problems(message, place)
 
 

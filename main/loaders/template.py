@@ -136,6 +136,8 @@ class ChatTemplate:
     def _adapt(self, message: dict[str, Any]) -> dict[str, Any]:
         """The message as this template wants it: its name of the role, contents as parts."""
         message = {**message, "role": self._roles.get(message["role"], message["role"])}
+        if message.get("metadata") and "metadata" not in str(self.tokenizer.get_chat_template()):
+            raise ValueError("it writes no 'metadata' (the tool that a ChatGLM calls)")
         if self._parts and isinstance(message.get("content"), str):
             message["content"] = [{"type": "text", "text": message["content"]}]
         elif not self._parts and isinstance(message.get("content"), list):

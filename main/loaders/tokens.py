@@ -42,8 +42,8 @@ class TextEncoder:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 f"{type(tokenizer).__name__} is a slow tokenizer, which cannot say where a token "
-                "stands in the text. Load a fast one: AutoTokenizer.from_pretrained(path), with a "
-                "tokenizer.json in the folder."
+                "stands in the text. Load a fast one: main.models.load_tokenizer(path) rebuilds "
+                "ChatGLM's; other models need a tokenizer.json in their folder."
             )
         self._engine = copy.deepcopy(tokenizer.backend_tokenizer)  # type: ignore[attr-defined]
         self._engine.post_processor = None

@@ -25,7 +25,7 @@ from main.models import (
 )
 from main.options import nearest, parse, raise_all
 from main.predictor.decode import Row, batches, decode
-from main.predictor.request import build_prompts, encode, template_variables
+from main.predictor.request import answer_lead, build_prompts, encode, template_variables
 from main.predictor.sampling import GenerationOptions
 from main.predictor.text import Answer
 
@@ -92,6 +92,7 @@ class Predictor:
         self.model = _model(self.options)
         self.stop_ids = frozenset(stop_token_ids(self.model, self.tokenizer))
         self.context = context_length(self.model.config)
+        self.lead = answer_lead(self.tokenizer)
 
     def __call__(
         self, query: Any, history: Any = None, max_new_tokens: int = 512, **options: Any
@@ -110,7 +111,7 @@ class Predictor:
             GenerationError: a prompt longer than the model's context, or too little memory.
         """
         rows, settings = self._prepare(query, history, max_new_tokens, options)
-        answers = [Answer(self.tokenizer, settings.stop_texts) for _ in rows]
+        answers = self._answers(rows, settings)
         for changed in self._decode(rows, settings):
             for row in changed:
                 if row.finished or settings.stop_texts:
@@ -131,7 +132,7 @@ class Predictor:
         return self._stream(rows, settings)
 
     def _stream(self, rows: list[Row], settings: GenerationOptions) -> Iterator[StreamItem]:
-        answers = [Answer(self.tokenizer, settings.stop_texts) for _ in rows]
+        answers = self._answers(rows, settings)
         shown = False
         for changed in self._decode(rows, settings):
             chunks = [""] * len(rows)
@@ -142,6 +143,10 @@ class Predictor:
                 shown = True
         if rows and not shown:
             yield [""] * len(rows), [""] * len(rows)
+
+    def _answers(self, rows: list[Row], settings: GenerationOptions) -> list[Answer]:
+        lead = self.lead if settings.build_message else ""
+        return [Answer(self.tokenizer, settings.stop_texts, lead) for _ in rows]
 
     def _prepare(
         self, query: Any, history: Any, max_new_tokens: int, options: dict[str, Any]

@@ -103,6 +103,25 @@ def encode(tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> list[list[
     ]
 
 
+def answer_lead(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The blanks that a model writes first because its chat template has them before an answer.
+
+    GLM's prompt ends with "<|assistant|>" and its answers begin on a new line; '' for templates
+    whose generation prompt includes what stands there.
+    """
+    if not tokenizer.chat_template:
+        return ""
+    answer = "the-answer-of-the-assistant"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    if not str(whole).startswith(str(prompt)):
+        return ""
+    ids = encode(tokenizer, Prompts([str(prompt), str(whole)], templated=True))
+    lead = str(tokenizer.decode(ids[1][len(ids[0]) :])).partition(answer)[0]
+    return lead if lead.isspace() else ""
+
+
 def template_variables(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
     """Names that a caller may hand to the chat template, e.g. {'enable_thinking', 'tools'}."""
     templates = tokenizer.chat_template or ""
