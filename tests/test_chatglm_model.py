@@ -240,7 +240,7 @@ def test_what_would_load_as_another_model_is_refused(tmp_path, changes, message)
 
 
 def test_a_chatglm2_with_stretched_positions_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="rope_ratio=50 of a ChatGLM2 stretches positions"):
+    with pytest.raises(ModelError, match="rope_ratio=50 of a ChatGLM2 is said to stretch"):
         load_config(write_checkpoint(tmp_path, "chatglm2", rope_ratio=50))
 
 

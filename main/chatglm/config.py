@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from main.chatglm.kind import kind_of, read_json
+from main.chatglm.kind import Kind, kind_of, read_json
 from main.chatglm.vocabulary import control_ids
 from main.errors import ModelError
 
@@ -67,7 +67,7 @@ def map_config(raw: Mapping[str, Any], folder: Path) -> Any:
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": ROPE_BASE * raw.get("rope_ratio", 1),
+            "rope_theta": ROPE_BASE * (raw.get("rope_ratio") or 1),
             "partial_rotary_factor": 0.5,
         },
         eos_token_id=_stop_ids(raw, folder),
@@ -89,35 +89,44 @@ def complete(model: Any, folder: Path) -> None:
 def _refuse(raw: Mapping[str, Any], folder: Path) -> None:
     """Raise for what would load as another model than the one in the folder."""
     kind = kind_of(folder)
+    for problem in (_other_model(raw), _other_setting(raw, kind)):
+        if problem:
+            raise ModelError(f"'{folder}': {problem}")
+
+
+def _other_model(raw: Mapping[str, Any]) -> str:
     lacking = [name for name in NEEDED if name not in raw]
     if lacking:
-        raise ModelError(
-            f"'{folder}': config.json lacks {', '.join(map(repr, lacking))}. Take it from the "
-            "original checkpoint."
-        )
+        names = ", ".join(map(repr, lacking))
+        return f"config.json lacks {names}. Take it from the original checkpoint."
     if raw.get("quantization_bit"):
-        raise ModelError(
-            f"'{folder}' holds weights quantised to {raw['quantization_bit']} bits by code of its "
-            "own. Use the fp16 checkpoint, with quantization='4bit' where memory is short."
+        return (
+            f"its weights are quantised to {raw['quantization_bit']} bits by code of its own. "
+            "Use the fp16 checkpoint, with quantization='4bit' where memory is short."
         )
     if raw.get("pre_seq_len"):
-        raise ModelError(
-            f"'{folder}' is prompt-tuned (pre_seq_len={raw['pre_seq_len']}); its prefix encoder "
-            "has no place in Glm. Use the base checkpoint with a LoRA adapter."
+        return (
+            f"it is prompt-tuned (pre_seq_len={raw['pre_seq_len']}), and Glm has no prefix "
+            "encoder. Use the base checkpoint with a LoRA adapter."
         )
     if "vision_config" in raw:
-        raise ModelError(f"'{folder}' is a model for images (GLM-4V), of which only text is known.")
+        return "it is a model for images (GLM-4V), which is not built. Use glm-4-9b-chat for text."
+    return ""
+
+
+def _other_setting(raw: Mapping[str, Any], kind: Kind) -> str:
     for name, value in FIXED.items():
         if raw.get(name, value) != value:
-            raise ModelError(
-                f"'{folder}': {name}={raw[name]!r} in config.json has no counterpart in "
-                f"transformers' Glm, which computes as {name}={value!r}."
+            return (
+                f"{name}={raw[name]!r} in config.json has no counterpart in transformers' Glm, "
+                f"which computes as {name}={value!r}. Use a released checkpoint."
             )
-    if kind == "chatglm2" and raw.get("rope_ratio", 1) != 1:
-        raise ModelError(
-            f"'{folder}': rope_ratio={raw['rope_ratio']} of a ChatGLM2 stretches positions, where "
+    if kind == "chatglm2" and (raw.get("rope_ratio") or 1) != 1:
+        return (
+            f"rope_ratio={raw['rope_ratio']} of a ChatGLM2 is said to stretch positions, where "
             "ChatGLM3 and GLM-4 change the base; that is not built. Use a ChatGLM3 checkpoint."
         )
+    return ""
 
 
 def _stop_ids(raw: Mapping[str, Any], folder: Path) -> list[int]:

@@ -42,7 +42,7 @@ def _message_problems(message: Any, place: str) -> list[str]:
         for key in message
         if key not in _KEYS
     ]
-    if not isinstance(message.get("metadata") or "", str):
+    if not isinstance(message.get("metadata"), str | None):
         problems.append(f"{place} 'metadata' must be a string; found {_kind(message['metadata'])}.")
     return problems + _role_problems(message, place) + _content_problems(message, place)
 
