@@ -57,7 +57,7 @@ def load_dataset_split(
     path = Path(path)
     form = get_loader(loader) if isinstance(loader, str) else loader
     word = row_word(path)
-    target = _folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
+    target = cache_folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
     with _one_first() as failed:
         try:
             dataset, report = _open(target) or _build(
@@ -80,7 +80,7 @@ def _build(
     """Encode the file into `target`, which appears when it is complete."""
     report = Report()
     batches = _encoded_batches(path, form, template, max_length, report)
-    with _appearing(target) as temporary:
+    with appearing(target) as temporary:
         count = _write(temporary, form, batches)
         report.raise_bad(path, word)
         if not count:
@@ -172,7 +172,7 @@ def _open(target: Path) -> tuple["datasets.Dataset", Report] | None:
 
 
 def _write_stamp(target: Path, noted: dict[str, Any]) -> None:
-    with _appearing(_stamp_path(target)) as temporary:
+    with appearing(_stamp_path(target)) as temporary:
         temporary.write_text(json.dumps(noted), encoding="utf-8")
 
 
@@ -192,7 +192,8 @@ def _key(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _folder(cache_dir: str | Path | None) -> Path:
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Where encoded rows are kept, and what else is made of them once."""
     if cache_dir is None:
         from datasets import config
 
@@ -202,7 +203,7 @@ def _folder(cache_dir: str | Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
+def appearing(target: Path) -> Iterator[Path]:
     """A temporary sibling that takes the target's name when the block ends well, else vanishes."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
     os.close(handle)
