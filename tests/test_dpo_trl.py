@@ -45,6 +45,8 @@ def make_trainer(model, **options) -> Trainer:
 
 
 def perturb(model) -> None:
+    """Policy and reference apart; in training mode, as TRL files its metrics by it."""
+    model.train()
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -62,7 +64,7 @@ def ours(trainer, rows) -> tuple[float, dict, dict]:
     batch = trainer.collate(rows)
     output = trainer.loss(batch.tensors, batch.counts)
     output.loss.backward()
-    metrics = {name: float(total) / count for name, (total, count) in output.metrics.items()}
+    metrics = {name: float(total.detach()) / count for name, (total, count) in output.metrics.items()}
     return float(output.loss.detach()), gradients(trainer.policy), metrics
 
 
