@@ -57,7 +57,7 @@ def load_dataset_split(
     path = Path(path)
     form = get_loader(loader) if isinstance(loader, str) else loader
     word = row_word(path)
-    target = _folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
+    target = cache_folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
     with _one_first() as failed:
         try:
             dataset, report = _open(target) or _build(
@@ -189,7 +189,8 @@ def _key(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _folder(cache_dir: str | Path | None) -> Path:
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Where encoded rows are kept, and what else is made of them once."""
     if cache_dir is None:
         from datasets import config
 

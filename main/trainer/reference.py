@@ -5,14 +5,18 @@ adapter that starts elsewhere (`resume_path`, PiSSA, a random B) leaves a frozen
 """
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from main.adapters import ADAPTER, adapter_tensors
 from main.trainer.logprobs import scoring
 
 REFERENCE = "reference"
+_SAMPLE = 64  # values of each base parameter
 
 
 class Reference:
@@ -27,6 +31,20 @@ class Reference:
         self.policy, self.starts_as_base = policy, starts_as_base
         if not starts_as_base:
             _copy_adapter(policy)
+
+    def fingerprint(self) -> str:
+        """Changes with anything that its log-probabilities depend on.
+
+        Of the base every parameter's name, type, shape and a sample of its values; of an adapter's
+        copy all values.
+        """
+        digest = hashlib.sha256()
+        for name, parameter in self.policy.named_parameters():
+            copied = f".{REFERENCE}." in f"{name}."
+            if copied or not parameter.requires_grad:
+                digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+                digest.update(_values(parameter, None if copied else _SAMPLE))
+        return digest.hexdigest()
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -61,3 +79,10 @@ def _copy_adapter(policy: Any) -> None:
     for name, parameter in policy.named_parameters():
         if f".{REFERENCE}." in f"{name}.":
             parameter.requires_grad_(False)
+
+
+def _values(parameter: torch.Tensor, count: int | None) -> bytes:
+    """All values, or `count` of them evenly spread."""
+    flat = parameter.detach().reshape(-1)
+    step = 1 if count is None else max(1, len(flat) // count)
+    return flat[::step].cpu().float().numpy().tobytes()
