@@ -162,6 +162,7 @@ def test_completions_of_a_prompt_differ_and_a_seed_repeats_the_run(tiny_model_pa
         ({"scale_rewards": False}, {}),
         ({"beta": 0.5}, {}),
         ({"beta": 0.5, "kl_estimator": "k2"}, {"beta": 0.5}),
+        ({"beta": 0.5, "unbiased_kl": False}, {"beta": 0.5}),
         ({"importance_sampling_cap": 0.5}, {}),
         ({"importance_sampling_cap": None, "repetition_penalty": 1.5},
          {"repetition_penalty": 1.5}),

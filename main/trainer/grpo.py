@@ -206,11 +206,13 @@ class Trainer(BaseTrainer):
         if options.importance_sampling_cap is not None:
             cap = options.importance_sampling_cap
             correction = policy_loss.sampling_correction(old, sampling, mask, cap)
-        losses, clipped = surrogate(options, logprobs, old, tensors["advantages"], mask, correction)
+        ratio = policy_loss.importance_ratio(logprobs, old, mask, options.level)
+        advantages = tensors["advantages"]
+        losses, clipped = surrogate(options, logprobs, old, ratio, advantages, mask, correction)
         metrics["clip_fraction"] = _over(mask, clipped.float().expand(mask.shape))
         if options.beta:
             kl = kl_estimate(logprobs, tensors["ref_logprobs"], options.kl_estimator)
-            losses = losses + options.beta * kl
+            losses = losses + options.beta * (kl * ratio if options.unbiased_kl else kl)
             metrics["kl"] = _over(mask, kl)
         return losses, metrics
 
@@ -265,6 +267,7 @@ def surrogate(
     options: GRPOOptions,
     logprobs: Tensor,
     old_logprobs: Tensor,
+    ratio: Tensor,
     advantages: Tensor,
     mask: Tensor,
     correction: Tensor | None,
@@ -272,10 +275,6 @@ def surrogate(
     """The surrogate of `loss_type`, corrected for the sampler."""
     if options.loss_type == "vespo":
         return policy_loss.vespo_surrogate(logprobs, old_logprobs, advantages, mask, correction)
-    level: policy_loss.Level = (
-        "sequence" if options.loss_type in policy_loss.SEQUENCE_LEVEL else "token"
-    )
-    ratio = policy_loss.importance_ratio(logprobs, old_logprobs, mask, level)
     if options.loss_type == "cispo":
         limit = options.epsilon_high or CISPO_WEIGHT
         losses, clipped = policy_loss.cispo_surrogate(logprobs, ratio, advantages, limit)

@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 from main.trainer.advantages import Advantage, Scale
 from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
-from main.trainer.policy_loss import LossType
+from main.trainer.policy_loss import SEQUENCE_LEVEL, Level, LossType
 from main.trainer.samplers import SamplerOptions
 
 GRPO_SETUP_ALIASES = {**SETUP_ALIASES, "max_prompt_length": "max_length"}
 GRPO_LOOP_ALIASES = {
     **LOOP_ALIASES,
     "reward_funcs": "reward_func",
+    "use_bias_correction_kl": "unbiased_kl",
     "vllm_importance_sampling_cap": "importance_sampling_cap",
 }
 
@@ -55,6 +56,8 @@ class GRPOOptions(SamplerOptions, LoopOptions):
         'none'.
     beta, kl_estimator: weight of the divergence from the starting policy; 0 does not compute it.
         k1 is missing: as a loss its gradient is zero on average.
+    unbiased_kl: weigh the divergence of a token by its ratio, so that its gradient is that of the
+        true one also where the ratio is 1 (DeepSeek-V3.2, arXiv 2512.02556).
     importance_sampling_cap: largest correction for a sampler whose probabilities differ from the
         trainer's; None does not correct.
     mask_truncated_completions: leave completions that the limit cut out of the loss.
@@ -76,6 +79,7 @@ class GRPOOptions(SamplerOptions, LoopOptions):
     scale_rewards: Scale | bool | None = None
     beta: float = 0.0
     kl_estimator: Literal["k2", "k3"] = "k3"
+    unbiased_kl: bool = True
     importance_sampling_cap: float | None = 2.0
     mask_truncated_completions: bool = False
     overlong_cache: int = 0
@@ -94,6 +98,11 @@ class GRPOOptions(SamplerOptions, LoopOptions):
         if self.scale_rewards is None and self.loss_type == "dr_grpo":
             return "none"
         return self.scale_rewards
+
+    @property
+    def level(self) -> Level:
+        """Whether the ratio is each token's or the sequence's."""
+        return "sequence" if self.loss_type in SEQUENCE_LEVEL else "token"
 
     def problems(self) -> list[str]:
         found = SamplerOptions.problems(self) + LoopOptions.problems(self)
