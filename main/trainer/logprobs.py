@@ -64,6 +64,7 @@ class LogprobModel(nn.Module):
         temperature: float = 1.0,
         entropy: bool = False,
         position_ids: Tensor | None = None,
+        entropy_gradient: bool = True,
         **inputs: Any,
     ) -> TokenLogprobs:
         """Score the tokens of `input_ids` where `loss_mask` is True.
@@ -75,7 +76,8 @@ class LogprobModel(nn.Module):
                 right-padded: under causal attention no real token sees the padding after it.
                 Or (B, 1, T, T) bool with `position_ids`, see main/trainer/branches.py.
             temperature: divides the logits; 1.0 is the model's own distribution.
-            entropy: also return the entropy, with gradient.
+            entropy: also return the entropy, with gradient unless `entropy_gradient` is False,
+                which saves a product with the output layer.
             position_ids: (B, T), by default counted from the first real token. A position that
                 does not follow its neighbour's begins another answer to the prompt at the row's
                 beginning.
@@ -96,9 +98,12 @@ class LogprobModel(nn.Module):
         hidden = output.last_hidden_state[rows, before]  # (B, T, H) -> (N, H)
         head = causal_lm.get_output_embeddings()
         if _is_frozen_linear(head, causal_lm.config):
-            logprobs, entropies = _frozen_head(hidden, head, labels, temperature, entropy)
+            sloped = entropy and entropy_gradient
+            logprobs, entropies = _frozen_head(hidden, head, labels, temperature, entropy, sloped)
         else:
             logprobs, entropies = _any_head(hidden, causal_lm, labels, temperature, entropy)
+        if entropies is not None and not entropy_gradient:
+            entropies = entropies.detach()
         return TokenLogprobs(logprobs, entropies, hidden)
 
 
@@ -130,11 +135,12 @@ def _chunk_rows(vocabulary: int) -> int:
 
 
 def _frozen_head(
-    hidden: Tensor, head: nn.Linear, labels: Tensor, temperature: float, entropy: bool
+    hidden: Tensor, head: nn.Linear, labels: Tensor, temperature: float, entropy: bool, sloped: bool
 ) -> tuple[Tensor, Tensor | None]:
     weight = head.weight.detach()
+    chunk = _chunk_rows(weight.shape[0])
     logprobs, entropies = _FrozenHead.apply(
-        hidden, weight, head.bias, labels, temperature, entropy, _chunk_rows(weight.shape[0])
+        hidden, weight, head.bias, labels, temperature, entropy, sloped, chunk
     )
     return logprobs, entropies if entropy else None
 
@@ -148,13 +154,13 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels, temperature, entropy, chunk):  # type: ignore[override]
+    def forward(ctx, hidden, weight, bias, labels, temperature, entropy, sloped, chunk):  # type: ignore[override]
         rows = hidden.shape[0]
         needs_grad = hidden.requires_grad
         logprobs = hidden.new_empty(rows, dtype=torch.float32)
         entropies = hidden.new_zeros(rows, dtype=torch.float32)
         slope = torch.empty_like(hidden) if needs_grad else None
-        entropy_slope = torch.empty_like(hidden) if needs_grad and entropy else None
+        entropy_slope = torch.empty_like(hidden) if needs_grad and sloped else None
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
             logits = nn.functional.linear(hidden[part], weight, bias).float()
@@ -189,7 +195,7 @@ class _FrozenHead(torch.autograd.Function):
         grad = grad_logprobs[:, None] * slope
         if entropy_slope is not None:
             grad = grad + grad_entropies[:, None] * entropy_slope
-        return grad.to(slope.dtype), None, None, None, None, None, None
+        return grad.to(slope.dtype), None, None, None, None, None, None, None
 
 
 def _any_head(
