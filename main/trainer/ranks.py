@@ -1,6 +1,11 @@
 """What the processes of one run tell each other."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from main.errors import MainError
+
+T = TypeVar("T")
 
 
 def gather_objects(item: Any) -> list[Any]:
@@ -13,3 +18,18 @@ def gather_objects(item: Any) -> list[Any]:
     from accelerate.utils import gather_object
 
     return gather_object([item])
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns; if it raises on one process, that error is raised on all of them.
+
+    Without this the others would wait for ever for the process that failed.
+    """
+    result, failure = None, None
+    try:
+        result = work()
+    except MainError as error:
+        failure = error
+    if failures := [error for error in gather_objects(failure) if error]:
+        raise failure or failures[0]
+    return cast(T, result)
