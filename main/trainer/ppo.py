@@ -82,10 +82,10 @@ class Trainer(BaseTrainer):
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
         policy, setup = self.policy, self.setup
-        _switch_dropout(policy, setup.lora_dropout)
         fresh = setup.resume_path is None and starts_as_base(setup)
         self.reference = Reference(policy, fresh)
         self.model = ActorCritic(policy, setup.critic)
+        _switch_dropout(self.model, setup.lora_dropout)
         if setup.critic_resume_path is not None:
             self.model.load_critic(setup.critic_resume_path)
         self.encoder, self.reward_model = _reward_source(setup)
@@ -333,8 +333,8 @@ def _reward_source(setup: PPOSetup) -> tuple[SentenceEncoder | None, RewardModel
     return SentenceEncoder(path, setup.device), None
 
 
-def _switch_dropout(policy: nn.Module, adapter_dropout: float) -> None:
+def _switch_dropout(model: nn.Module, adapter_dropout: float) -> None:
     """The adapter's as asked for, the base's off: the ratio would measure it too."""
-    for name, module in policy.named_modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Dropout):
             module.p = adapter_dropout if "lora_dropout" in name else 0.0
