@@ -178,8 +178,10 @@ def test_prompt_and_answer_are_the_ids_of_the_whole_dialogue(thinking: dict[str,
 
 def test_reward_rows_keep_their_answers_together() -> None:
     template = chat("smollm2")
-    row = {"conversations": turns("q"), "gold_answers": "a", "bad_answers": ["b", "c"]}
+    row = {"conversations": turns("问"), "gold_answers": "a", "bad_answers": ["b", "c"], "level": 3}
     (record,) = preference.encode_rewarded([(1, row)], template, None, Report())
+    assert json.loads(record["prompt"]) == turns("问")
+    assert json.loads(record["columns"]) == {"level": 3}
     assert (record["gold"], record["bad"]) == (["a"], ["b", "c"])
     decoded = [template.tokenizer.decode(ids) for ids in record["gold_ids"] + record["bad_ids"]]
     assert decoded == ["a<|im_end|>", "b<|im_end|>", "c<|im_end|>"]

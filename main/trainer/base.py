@@ -102,7 +102,7 @@ class BaseTrainer(Task):
 
         def load(split: str) -> Any:
             return EncodedRows(
-                load_dataset_split(files[split], setup.loader_name, self.template, setup.max_length)
+                load_dataset_split(files[split], self.row_format, self.template, setup.max_length)
             )
 
         self.train_data = load("train")
@@ -129,6 +129,11 @@ class BaseTrainer(Task):
         set_seed(setup.seed)
         names = [field.name for field in fields(LoraOptions)]
         return add_adapter(base, LoraOptions(**{name: getattr(setup, name) for name in names}))
+
+    @property
+    def row_format(self) -> str:
+        """The loader that encodes the rows: the one asked for, unless a method reads them anew."""
+        return self.setup.loader_name
 
     @property
     def causal_lm(self) -> Any:

@@ -30,7 +30,7 @@ class Reference:
     def __init__(self, policy: Any, starts_as_base: bool):
         self.policy, self.starts_as_base = policy, starts_as_base
         if not starts_as_base:
-            _copy_adapter(policy)
+            copy_adapter(policy, REFERENCE)
 
     def fingerprint(self) -> str:
         """Changes with anything that its log-probabilities depend on.
@@ -49,36 +49,51 @@ class Reference:
     @contextmanager
     def active(self) -> Iterator[None]:
         """The model computes as it started: no gradient, no dropout; afterwards as before."""
-        with scoring(self.policy), self._switched():
+        name = None if self.starts_as_base else REFERENCE
+        with scoring(self.policy), switched(self.policy, name):
             yield
 
-    @contextmanager
-    def _switched(self) -> Iterator[None]:
-        if self.starts_as_base:
-            with self.policy.disable_adapter():
+
+@contextmanager
+def switched(policy: Any, name: str | None) -> Iterator[None]:
+    """The model computes with another adapter, or with none.
+
+    Afterwards the trained adapter is active again. What is trainable stays so, inside as well:
+    peft freezes every adapter but the active one.
+    """
+    trainable = [p for p in policy.parameters() if p.requires_grad]
+
+    def unfreeze() -> None:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+    try:
+        if name is None:
+            with policy.disable_adapter():
                 yield
-            return
-        self.policy.set_adapter(REFERENCE, inference_mode=True)
-        try:
+        else:
+            policy.set_adapter(name, inference_mode=True)
+            unfreeze()
             yield
-        finally:
-            self.policy.set_adapter(ADAPTER)
+    finally:
+        policy.set_adapter(ADAPTER)
+        unfreeze()
 
 
-def _copy_adapter(policy: Any) -> None:
-    """A second, frozen adapter with the first one's weights."""
+def copy_adapter(policy: Any, name: str, trainable: bool = False) -> None:
+    """A second adapter with the first one's weights, frozen unless `trainable`."""
     from peft import set_peft_model_state_dict
 
     config = copy.deepcopy(policy.peft_config[ADAPTER])
-    config.inference_mode = True
+    config.inference_mode = not trainable
     config.init_lora_weights = True  # PiSSA would take its start out of the base a second time
-    policy.add_adapter(REFERENCE, config)
-    start = {name: tensor.clone() for name, tensor in adapter_tensors(policy).items()}
-    set_peft_model_state_dict(policy, start, adapter_name=REFERENCE)
+    policy.add_adapter(name, config)
+    start = {key: tensor.clone() for key, tensor in adapter_tensors(policy).items()}
+    set_peft_model_state_dict(policy, start, adapter_name=name)
     policy.set_adapter(ADAPTER)
-    for name, parameter in policy.named_parameters():
-        if f".{REFERENCE}." in f"{name}.":
-            parameter.requires_grad_(False)
+    for key, parameter in policy.named_parameters():
+        if f".{name}." in f"{key}.":
+            parameter.requires_grad_(trainable)
 
 
 def _values(parameter: torch.Tensor, count: int | None) -> bytes:

@@ -49,6 +49,7 @@ class SentenceEncoder:
         config = load_config(path)
         self.tokenizer = load_tokenizer(path)
         self.model = _load(path, config).to(self.device)
+        self.hidden_size = int(config.hidden_size)
         self.max_length = _max_length(Path(path), self.tokenizer, config)
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -61,7 +62,11 @@ class SentenceEncoder:
             part = new[start : start + self.batch_size]
             vectors.update(zip(part, self._embed(part), strict=True))
         self._keep(vectors)
-        return torch.stack([vectors[text] for text in texts]) if texts else torch.empty(0, 0)
+        return (
+            torch.stack([vectors[text] for text in texts])
+            if texts
+            else torch.empty(0, self.hidden_size)
+        )
 
     def token_ids(self, text: str) -> list[int]:
         """The ids of a text in the encoder's own vocabulary, without special tokens."""
@@ -73,7 +78,7 @@ class SentenceEncoder:
             texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.device)
         if inputs["input_ids"].shape[1] == 0:  # blank texts under a tokenizer that adds nothing
-            return torch.zeros(len(texts), self.model.config.hidden_size)
+            return torch.zeros(len(texts), self.hidden_size)
         hidden = self.model(**inputs).last_hidden_state.float()  # (B, T, H)
         mask = inputs["attention_mask"][..., None].float()
         mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
@@ -88,7 +93,7 @@ class SentenceEncoder:
             self._cache.popitem(last=False)
 
 
-def _load(path: str | Path, config: Any) -> torch.nn.Module:
+def _load(path: str | Path, config: Any) -> Any:
     from transformers import AutoModel
 
     try:
