@@ -31,7 +31,7 @@ def test_a_folder_is_replaced_whole_and_nothing_else_is_left(tmp_path):
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
-        (OSError(28, "No space left on device"), (CheckpointError, "out could not be written.*space")),
+        (OSError(28, "No space left on device"), (CheckpointError, "out could not.*space left")),
         (ModelError("it differs"), (ModelError, "^it differs$")),
     ],
 )  # fmt: skip
