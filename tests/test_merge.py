@@ -68,7 +68,7 @@ def base(tmp_path, tokenizer):
 def train(model, options: LoraOptions, folder: Path, seed: int = 0) -> PeftModel:
     """An adapter whose every part is moved by three large steps, saved to `folder`."""
     torch.manual_seed(seed)
-    model = add_adapter(model, options)
+    model = add_adapter(model, options).train()  # in eval mode bitsandbytes repacks its weights
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     for _ in range(3):
         model(IDS + seed, labels=IDS + seed).loss.backward()
@@ -322,11 +322,10 @@ def test_a_quantised_base_is_dequantised_before_merging(tmp_path, base, bits):
     assert type(model.base_model.model.model.layers[0].mlp.up_proj.base_layer).__name__ == (
         QUANTIZED[bits]
     )
-    model.train()  # in eval mode bitsandbytes computes with other kernels on a CPU
     expected = model(IDS).logits
     report = merge_model(folder, tmp_path / "adapter", tmp_path / "merged", quantization=bits)
     assert report.merged < 1e-5
-    torch.testing.assert_close(logits(tmp_path / "merged"), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(tmp_path / "merged"), expected, rtol=1e-5, atol=1e-5)
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert "quantization_config" not in config
     # merged into the full base it is another model: by what quantising moved
@@ -340,7 +339,7 @@ def test_a_base_stored_in_four_bits_is_recognised(tmp_path, base):
     small = load_model(folder, quantization="4bit", device="cpu")
     small.save_pretrained(tmp_path / "small")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "small")
-    model = train(small, VARIANTS["plain"], tmp_path / "adapter").train()
+    model = train(small, VARIANTS["plain"], tmp_path / "adapter")
     merge_model(tmp_path / "small", tmp_path / "adapter", tmp_path / "merged")
     torch.testing.assert_close(
         logits(tmp_path / "merged"), model(IDS).logits, rtol=1e-4, atol=1e-4

@@ -247,12 +247,15 @@ def _full_precision_base(settings: MergeOptions) -> Any:
     if not getattr(model, "is_quantized", False):
         return model.float()
     try:
-        return model.dequantize(dtype=torch.float32).float()
+        model = model.dequantize(dtype=torch.float32).float()
     except NotImplementedError as error:
         raise ModelError(
             f"'{settings.base}' is quantised by {model.config.quantization_config.quant_method}, "
             "which transformers cannot dequantise. Merge into the original base model."
         ) from error
+    # how the quantised file was read must not be undone when the full weights are saved
+    model.__dict__.pop("_weight_conversions", None)
+    return model
 
 
 def _merge(adapted: Any) -> Any:
