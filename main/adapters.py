@@ -286,12 +286,24 @@ def _train_in_float32(adapted: "PeftModel", base_dtype: "torch.dtype") -> None:
     """
     from peft.utils import ModulesToSaveWrapper
 
+    _keep_four_bit_layout(adapted)
+
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             _keep_outer_dtype(module.modules_to_save[ADAPTER], base_dtype)
+
+
+def _keep_four_bit_layout(model: "PeftModel") -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for a CPU's inference kernels.
+
+    That rounds their scales to bfloat16, and the steps after an evaluation would go on with those.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _keep_outer_dtype(module: "torch.nn.Module", dtype: "torch.dtype") -> None:
