@@ -319,8 +319,9 @@ def test_a_quantised_base_is_dequantised_before_merging(tmp_path, base, bits):
     model = train(
         load_model(folder, quantization=bits, device="cpu"), VARIANTS["plain"], tmp_path / "adapter"
     )
-    assert type(model.base_model.model.model.layers[0].mlp.up_proj.base_layer).__name__ == (
-        QUANTIZED[bits]
+    assert (
+        type(model.base_model.model.model.layers[0].mlp.up_proj.base_layer).__name__
+        == (QUANTIZED[bits])
     )
     expected = model(IDS).logits
     report = merge_model(folder, tmp_path / "adapter", tmp_path / "merged", quantization=bits)
@@ -341,9 +342,7 @@ def test_a_base_stored_in_four_bits_is_recognised(tmp_path, base):
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "small")
     model = train(small, VARIANTS["plain"], tmp_path / "adapter")
     merge_model(tmp_path / "small", tmp_path / "adapter", tmp_path / "merged")
-    torch.testing.assert_close(
-        logits(tmp_path / "merged"), model(IDS).logits, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(logits(tmp_path / "merged"), model(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
