@@ -366,6 +366,17 @@ def _adapter_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def adapter_config(path: str | os.PathLike[str]) -> Any:
+    """peft's configuration of the adapter in folder `path`.
+
+    Raises:
+        MissingFileError: no such folder, or no adapter in it.
+    """
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(str(_adapter_folder(path)))
+
+
 def _read(folder: Path) -> "dict[str, torch.Tensor]":
     import torch
     from safetensors import SafetensorError

@@ -19,6 +19,7 @@ __all__ = [
     "add_adapter",
     "context_length",
     "default_device",
+    "dtype_name",
     "family",
     "load_adapter",
     "load_config",
@@ -396,3 +397,8 @@ def _check_loaded(path: str | os.PathLike[str], config: Any, report: dict[str, A
             f"{config.model_type} configuration calls for, e.g. '{first}'. The download may be "
             "incomplete, or config.json of another model."
         )
+
+
+def dtype_name(config: Any, dtype: "str | torch.dtype" = "auto") -> str:
+    """The dtype in which `load_model` would load on this process's device, e.g. 'float32'."""
+    return str(_resolve_dtype(dtype, config, default_device())).removeprefix("torch.")
