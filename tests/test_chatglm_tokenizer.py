@@ -131,6 +131,7 @@ def test_control_tokens_are_found_by_their_original_names(tokenizers):
     tokenizer = tokenizers["chatglm3"]
     names = ["[gMASK]", "sop", "<|user|>", "</s>", "你好"]
     assert tokenizer.convert_tokens_to_ids(names) == [GMASK, SOP, USER, 2, piece("你好")]
+    assert tokenizer.decode([GMASK, SOP, USER, piece("你好"), 2]) == "[gMASK]sop<|user|>你好</s>"
     assert tokenizers["glm4"].convert_tokens_to_ids(["<|user|>", "<sop>"]) == [271, 268]
 
 
