@@ -60,6 +60,7 @@ check: fast
 
 bench: assets
 	$(RUN) benchmarks/sft.py
+	$(RUN) benchmarks/dpo.py
 	$(RUN) benchmarks/predictor_hf.py
 	$(RUN) benchmarks/import_time.py
 

@@ -124,7 +124,7 @@ def test_training_learns_the_preference_and_moves_only_the_adapter(tiny_model_pa
     trainer = make_trainer(tiny_model_path)
     base = {n: p.clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
     before = adapter(trainer)
-    results = run(trainer, num_epochs=10, lr=2e-2)
+    results = run(trainer, num_epochs=8, lr=2e-2, beta=1.0)
     first, last = results[0].train, results[-1].train
     assert last["loss"] < 0.3 < first["loss"]
     assert last["accuracy"] > 0.9 and last["rewards/margin"] > 1
@@ -244,17 +244,18 @@ PAIRED_CHANGES = [
 
 
 def test_every_option_changes_the_loss(tiny_model_path, sft_adapter):
-    trainer = make_trainer(tiny_model_path, resume_path=sft_adapter, batch_size=16)
+    trainer = make_trainer(tiny_model_path, resume_path=sft_adapter, data_path="train.jsonl")
     perturb(trainer)
     options = [(BASE, BASE | change) for change in CHANGES]
     options += [(first, first | change) for first, change in PAIRED_CHANGES]
-    known = {}
 
     def loss(given):
-        key = json.dumps(given, sort_keys=True)
-        if key not in known:
-            known[key] = run(trainer, lr=0.0, eval_strategy="no", **given)[0].train["loss"]
-        return known[key]
+        trainer(**given)  # checked, not iterated
+        trainer.open(torch.device("cpu"))
+        rows = [trainer.train_data[i] for i in range(5)]
+        batch = trainer.collate([{**r, "kl": 0.1} for r in rows])
+        with torch.no_grad():
+            return float(trainer.loss(batch.tensors, batch.counts).loss)
 
     for first, second in options:
         assert abs(loss(first) - loss(second)) > 1e-4, second
@@ -304,13 +305,13 @@ def test_several_answers_make_a_pair_each_in_both_loaders(tiny_model_path):
 
 def test_kto_trains_on_unpaired_rows(tiny_model_path):
     rows = [
-        {"prompt": f"Is {n} even?", "completion": "yes" if n % 2 else "no", "label": n % 3 > 0}
+        {"prompt": f"Is {n} even?", "completion": "yes" if n % 3 else "no", "label": n % 3 > 0}
         for n in range(12)
     ]
     write("train.jsonl", rows)
     write("dev.jsonl", rows[:5])
     trainer = make_trainer(tiny_model_path, loader_name="LLM_KTO")
-    results = run(trainer, num_epochs=6, lr=1e-2, loss_type="kto")
+    results = run(trainer, num_epochs=6, lr=2e-2, loss_type="kto", beta=1.0)
     assert results[0].train["kl"] >= 0 and set(results[-1].eval) == RECORDS | {"kl"}
     assert results[-1].train["loss"] < results[0].train["loss"] <= 0.51
     assert results[-1].train["rewards/chosen"] > results[-1].train["rewards/rejected"]
@@ -460,8 +461,8 @@ for result in Trainer(**arguments)(**options):
 
 
 def environment() -> dict[str, str]:
-    changes = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return os.environ | changes | {"HF_DATASETS_CACHE": str(Path("cache").absolute())}
+    cache = str(Path("cache").absolute())
+    return os.environ | {"PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": cache}
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "kto"])
