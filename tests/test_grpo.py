@@ -1,6 +1,7 @@
 """GRPO end to end on a tiny model: the guide's call, records, resume, processes, errors."""
 
 import csv
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from main.errors import ConfigError, RewardError
+from main.errors import ConfigError, MainError, RewardError
 from main.trainer.grpo import Trainer
 
 WORDS = ["red", "a blue boat", "green", "one two three four", "grey", "a", "b c", "the sea"]
@@ -293,3 +294,14 @@ def test_a_reward_function_that_raises_ends_the_run_with_its_name_and_row(tiny_m
 
     with pytest.raises(RewardError, match=r"'picky' raised ZeroDivisionError.*\(row 3\)"):
         list(run(make_trainer(tiny_model_path), reward_func=picky))
+
+
+@pytest.mark.parametrize("mode", ["server", "colocate"])
+def test_vllm_that_is_not_there_is_a_clear_error_and_the_trainer_can_go_on(tiny_model_path, mode):
+    if mode == "colocate" and importlib.util.find_spec("vllm"):
+        pytest.skip("vllm is installed: main/trainer/rollout_vllm.py has its own tests")
+    trainer = make_trainer(tiny_model_path)
+    options = {"use_vllm": True, "vllm_server_base_url": "http://127.0.0.1:9"}
+    with pytest.raises(MainError, match=r"vllm|vLLM"):
+        list(run(trainer, vllm_mode=mode, **options))
+    assert len(list(run(trainer))) == 1
