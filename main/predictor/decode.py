@@ -154,6 +154,18 @@ def like_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return groups
 
 
+def _runs(ids: Sequence[list[int]]) -> list[int]:
+    """Number of each prompt's run of equal ones.
+
+    >>> _runs([[7, 8], [7, 8], [9], [7, 8]])
+    [0, 0, 1, 2]
+    """
+    runs: list[int] = []
+    for i, row in enumerate(ids):
+        runs.append(runs[-1] + (row != ids[i - 1]) if runs else 0)
+    return runs
+
+
 class _State:
     """The tensors of a batch: what the next forward pass is given, and the cache."""
 
@@ -176,6 +188,7 @@ class _State:
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.capacity = width + max(row.limit for row in rows)
         self.lengths = [row.length for row in rows]
+        self.runs = _runs(ids)
         self.cache: Any = None  # made by the first step
         self.can_drop = can_drop_rows(new_cache(model, 0))
         self.seen: torch.Tensor | None = None  # (B, V), made with the first logits
@@ -196,20 +209,30 @@ class _State:
         return tokens.tolist(), scores
 
     def _prefill(self) -> torch.Tensor:
-        """Run the prompts in groups of like length, so that little of the work is padding."""
-        groups = like_lengths(self.lengths)
+        """Run the prompts in groups of like length, so that little of the work is padding.
+
+        Equal prompts that follow each other are run once; then each row gets its copy.
+        """
+        runs = self.runs if self.can_drop else list(range(len(self.lengths)))
+        firsts = [i for i, run in enumerate(runs) if i == 0 or run != runs[i - 1]]
+        lengths = [self.lengths[i] for i in firsts]
+        groups = like_lengths(lengths)
         if len(groups) > 1 and not can_join(new_cache(self.model, 0)):
-            groups = [(0, len(self.lengths))]
+            groups = [(0, len(lengths))]
         logits, caches = [], []
         for start, end in groups:
-            width = self.lengths[start]
-            part = (slice(start, end), slice(-width, None))
+            width = lengths[start]
+            part = (torch.tensor(firsts[start:end], device=self.ids.device), slice(-width, None))
             caches.append(new_cache(self.model, width if len(groups) > 1 else self.capacity))
             logits.append(
                 self._forward(self.ids[part], self.mask[part], self.positions[part], caches[-1])
             )
         self.cache = caches[0] if len(caches) == 1 else join(caches, self.capacity)
-        return torch.cat(logits)
+        if len(firsts) == len(runs):
+            return torch.cat(logits)
+        copies = torch.tensor(runs, device=self.ids.device)
+        self.cache.batch_select_indices(copies)
+        return torch.cat(logits)[copies]
 
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any

@@ -1,5 +1,6 @@
 """What the processes of one run tell each other."""
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -33,3 +34,12 @@ def together(work: Callable[[], T]) -> T:
     if failures := [error for error in gather_objects(failure) if error]:
         raise failure or failures[0]
     return cast(T, result)
+
+
+def process_count() -> int:
+    """Processes of this run, also before a trainer has started accelerate."""
+    from accelerate import PartialState
+
+    if PartialState._shared_state:
+        return PartialState().num_processes
+    return int(os.environ.get("WORLD_SIZE", "1"))
