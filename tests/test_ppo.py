@@ -246,6 +246,18 @@ def test_an_offline_batch_is_gold_answers_that_end_and_keep_their_mean(tiny_mode
         assert (sample.advantages > 0).all()  # a new critic expects 0: nothing gold is lowered
 
 
+def test_an_offline_batch_never_lowers_a_gold_answer(tiny_model_path):
+    """Rewards 1 and -1 in turn, a new critic: half of the advantages would be negative."""
+    trainer = started(
+        make_trainer(tiny_model_path, ratio_for_rlhf=0.0),
+        reward_func=lambda level, **columns: [(-1.0) ** n for n in level],
+    )
+    for sample in samples_of(first_update(trainer, 4, 4)):
+        assert (sample.returns < 0).all() == (sample.score < 0)
+        assert (sample.advantages > 0).all() == (sample.score > 0)
+        assert (sample.advantages >= 0).all()
+
+
 def test_online_batches_come_at_the_asked_rate_and_by_the_step_alone(tiny_model_path):
     trainer = make_trainer(tiny_model_path, ratio_for_rlhf=0.3)
     first = [trainer._is_online(step) for step in range(2000)]

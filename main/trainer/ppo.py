@@ -7,7 +7,9 @@ Schulman et al., arXiv 1707.06347, equations 7 and 9; A and R by GAE, arXiv 1506
 over the completion tokens of the optimizer step. Each draw of rows is made into `ppo_epochs`
 optimizer steps. Deviations and choices:
 1. Policy, reference and critic share one copy of the base weights (main/trainer/critic.py).
-2. An offline batch takes a gold answer for the sample, its old log-probs from the policy.
+2. An offline batch takes a gold answer for the sample, its old log-probs from the policy. As in
+   self-imitation learning, arXiv 1806.05635, equation 2, only max(A, 0) counts there: once the
+   critic expects the gold answer's reward, A is noise, and half of it would lower that answer.
 3. The reward's divergence from the starting policy is taken off token by token (`kl_coef`).
 4. Rows whose completion the length limit cut are bootstrapped with the critic's value.
 
@@ -183,10 +185,12 @@ class Trainer(BaseTrainer):
             )
             credit(piece, rewards, mask, o.discount, o.gae_lambda, o.bootstrap_truncated)
         samples = [s for piece in pieces for s in piece if s.counted]
-        if o.whiten_advantages:
-            over = moments([sample.advantages for sample in samples])
-            for sample in (s for piece in pieces for s in piece):
+        over = moments([sample.advantages for sample in samples])
+        for sample in (s for piece in pieces for s in piece):
+            if o.whiten_advantages:
                 sample.advantages = whiten(sample.advantages, over, shift_mean=online)
+            if not online:
+                sample.advantages = sample.advantages.clamp(min=0)
         self._shown["train"] = samples[:SHOWN]
         return self._describe_draw(samples, online)
 

@@ -65,8 +65,8 @@ class PPOOptions(LoopOptions):
     alpha, beta, gamma: weights of policy loss, value loss and entropy bonus.
     discount, gae_lambda: of main/trainer/gae.py (`gamma` is the guide's name for something else).
     value_clip: how far a value may move from the old one; None = unbounded.
-    whiten_advantages: to mean 0 and spread 1 over the tokens of the batch. An offline batch keeps
-        its mean: without bad samples it would lower half of the gold answers' tokens.
+    whiten_advantages: to mean 0 and spread 1 over the tokens of the batch; an offline batch, which
+        has no bad samples, is divided by the root mean square instead.
     reward_placement: the reward at the 'last' token, or spread over 'every' token.
     missing_eos_penalty: taken from the reward of a completion that the length limit cut.
     bootstrap_truncated: such a completion goes on beyond its end, with the critic's value there.
