@@ -5,7 +5,7 @@
 The same from the shell, with more choices (--weights, --quantization, --format ollama):
 
     python -m main.utils.merge_model BASE --peft_path ADAPTER --output DIR
-    python -m main.utils.parity BASE --peft_path ADAPTER --merged DIR --data data/ticket_en_dev.jsonl
+    python -m main.utils.parity BASE --peft_path ADAPTER --merged DIR --data FILE
 
 The folder is a plain model: `Predictor("merged")`, `vllm serve merged`,
 `trl vllm-serve --model merged`.
