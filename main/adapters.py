@@ -108,14 +108,33 @@ def load_adapter(
         MissingFileError: no such folder, or no adapter in it.
         ModelError: an adapter is there already; or this one belongs to another base.
     """
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
+
+    config = adapter_config(path)
+    config.inference_mode = not trainable
+    folder = _adapter_folder(path)
+    tensors = _read(folder)
+    adapted = _with_places(model, config, tensors, folder)
+    set_peft_model_state_dict(adapted, tensors)
+    if trainable:
+        _train_in_float32(adapted, model.dtype)
+    return adapted.train(model.training)
+
+
+def check_adapter(model: "PreTrainedModel", path: str | os.PathLike[str]) -> None:
+    """Raise what `load_adapter` would; `model` stays as it is, and may lie on the meta device."""
+    folder = _adapter_folder(path)
+    _with_places(model, adapter_config(path), _read(folder), folder).unload()
+
+
+def _with_places(
+    model: "PreTrainedModel", config: Any, tensors: "dict[str, torch.Tensor]", folder: Path
+) -> "PeftModel":
+    """`model` with an adapter of this configuration, if `tensors` are exactly its weights."""
+    from peft import get_peft_model
 
     _refuse_second(model)
-    folder = _adapter_folder(path)
-    config = PeftConfig.from_pretrained(str(folder))
-    config.inference_mode = not trainable
     _check_architecture(model, config, folder)
-    tensors = _read(folder)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -125,10 +144,7 @@ def load_adapter(
     except ModelError:
         adapted.unload()
         raise
-    set_peft_model_state_dict(adapted, tensors)
-    if trainable:
-        _train_in_float32(adapted, model.dtype)
-    return adapted.train(model.training)
+    return adapted
 
 
 def save_adapter(
