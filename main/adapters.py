@@ -108,12 +108,30 @@ def load_adapter(
         MissingFileError: no such folder, or no adapter in it.
         ModelError: an adapter is there already; or this one belongs to another base.
     """
-    from peft import get_peft_model, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
-    _refuse_second(model)
     folder = _adapter_folder(path)
     config, tensors = read_adapter(path)
     config.inference_mode = not trainable
+    adapted = _with_places(model, config, tensors, folder)
+    set_peft_model_state_dict(adapted, tensors)
+    if trainable:
+        _train_in_float32(adapted, model.dtype)
+    return adapted.train(model.training)
+
+
+def check_adapter(model: "PreTrainedModel", path: str | os.PathLike[str]) -> None:
+    """Raise what `load_adapter` would; `model` stays as it is, and may lie on the meta device."""
+    _with_places(model, *read_adapter(path), _adapter_folder(path)).unload()
+
+
+def _with_places(
+    model: "PreTrainedModel", config: Any, tensors: "dict[str, torch.Tensor]", folder: Path
+) -> "PeftModel":
+    """`model` with an adapter of this configuration, if `tensors` are exactly its weights."""
+    from peft import get_peft_model
+
+    _refuse_second(model)
     _check_architecture(model, config, folder)
     _fit_vocabulary(model, tensors, _pair(folder, model))
     try:
@@ -125,10 +143,7 @@ def load_adapter(
     except ModelError:
         adapted.unload()
         raise
-    set_peft_model_state_dict(adapted, tensors)
-    if trainable:
-        _train_in_float32(adapted, model.dtype)
-    return adapted.train(model.training)
+    return adapted
 
 
 def read_adapter(path: str | os.PathLike[str]) -> "tuple[Any, dict[str, torch.Tensor]]":
@@ -138,10 +153,7 @@ def read_adapter(path: str | os.PathLike[str]) -> "tuple[Any, dict[str, torch.Te
         MissingFileError: no such folder, or no adapter in it.
         ModelError: damaged weights.
     """
-    from peft import PeftConfig
-
-    folder = _adapter_folder(path)
-    return PeftConfig.from_pretrained(str(folder)), _read(folder)
+    return adapter_config(path), _read(_adapter_folder(path))
 
 
 def save_adapter(
