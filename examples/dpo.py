@@ -1,7 +1,7 @@
 """Align an SFT adapter with preference pairs (DPO); the SFT adapter is the reference.
 
     python examples/sft.py
-    python examples/dpo.py --resume save_model/sft_example/Llama_76
+    python examples/dpo.py --resume save_model/sft_example/Llama_150
     accelerate launch --num_processes 2 examples/dpo.py --resume ...     # add --cpu without GPUs
 
 Other losses: `--loss ipo`, 'simpo', 'orpo', 'kto', ... (main/trainer/losses.py).

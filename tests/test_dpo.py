@@ -456,7 +456,8 @@ import json, sys
 from main.trainer.llm_dpo import Trainer
 arguments, options = json.loads(sys.argv[1])
 for result in Trainer(**arguments)(**options):
-    print("RESULT", json.dumps([result.train, result.eval, result.step]))
+    line = json.dumps([result.train, result.eval, result.step])
+    print(f"RESULT {line}\\n", end="", flush=True)  # one write: two processes share the output
 """
 
 
@@ -505,10 +506,8 @@ def test_two_processes_train_and_evaluate_as_one_does(tiny_model_path, loss_type
     for path in kept():
         path.unlink()
     Path("script.py").write_text(SCRIPT, encoding="utf-8")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "--main_process_port", "0",
-               "script.py", json.dumps([arguments, options])]  # fmt: skip
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*start, "script.py", json.dumps([arguments, options])]
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )

@@ -104,6 +104,7 @@ def slow_loss(trainer, samples, o):
             a = s.advantages[t]
             bounded = min(max(ratio, 1 - o.ppo_epsilon), 1 + o.ppo_epsilon)
             policy = max(-ratio * a, -bounded * a)
+            policy = policy * min(math.exp(s.old_logprobs[t] - s.sampling_logprobs[t]), 2)
             value = (head.weight[0] * state / state.norm()).sum() + head.bias[0]
             old = s.old_values[t]
             moved = old + min(max(value - old, -o.value_clip), o.value_clip)
@@ -146,7 +147,9 @@ def test_experience_loss_and_gradients_equal_a_slow_implementation(tiny_model_pa
     def some_end(prompts, seeds, greedy=False):
         found = sample(prompts, seeds, greedy)
         return [
-            Completion([*c.ids[: 1 + i], stop], [0.0] * (2 + i), True) if i % 2 else c
+            Completion([*c.ids[: 1 + i], stop], [*c.sampling_logprobs[: 1 + i], -9.0], True)
+            if i % 2
+            else c
             for i, c in enumerate(found)
         ]
 
@@ -350,8 +353,11 @@ CHANGES = {
     "top_k": 5,
     "min_p": 0.9,
     "repetition_penalty": 5.0,
+    "importance_sampling_cap": 0.5,
 }
-ELSEWHERE = {"weight_for_cos_and_jaccard"}  # tests/test_similarity.py, and below with the encoder
+# The weights: below, with the encoder. The rest says where and how fast, not what, to sample.
+ELSEWHERE = {"weight_for_cos_and_jaccard", "sampling_batch_size", "use_vllm", "vllm_mode"}
+ELSEWHERE |= {"vllm_server_base_url", "vllm_server_timeout", "vllm_gpu_memory_utilization"}
 
 
 def test_every_option_changes_the_result(tiny_model_path):

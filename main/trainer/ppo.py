@@ -38,7 +38,9 @@ from main.trainer.experience import (
     credit,
     describe,
     draw_seed,
+    drawn_sample,
     gold_sample,
+    mismatch,
     model_inputs,
     scoreable,
     split,
@@ -47,13 +49,14 @@ from main.trainer.experience import (
 )
 from main.trainer.gae import explained_variance, moments, value_losses, whiten
 from main.trainer.logprobs import scoring
-from main.trainer.policy_loss import clipped_surrogate
+from main.trainer.policy_loss import clipped_surrogate, sampling_correction
 from main.trainer.ppo_options import PPO_LOOP_ALIASES, PPO_SETUP_ALIASES, PPOOptions, PPOSetup
 from main.trainer.ranks import gather_objects, together
 from main.trainer.reference import Reference
 from main.trainer.reward_model import RewardModel, is_reward_model
 from main.trainer.rewards import Rewards
-from main.trainer.rollout import HFSampler, Sampler
+from main.trainer.rollout import Completion, Sampler
+from main.trainer.samplers import make_sampler
 from main.trainer.similarity import SimilarityReward
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
@@ -79,7 +82,7 @@ class Trainer(BaseTrainer):
     loaders = ("LLM_RLHF", "LLM_DPO")
     setup: PPOSetup
     options: PPOOptions
-    sampler: Sampler
+    sampler: Sampler | None = None
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
@@ -128,24 +131,22 @@ class Trainer(BaseTrainer):
         """A sample for each row; a filler is not worth generating."""
         seed, stops = self.setup.seed, self.stop_ids
         asked = [row for micro in drawn for row in micro.rows if online and micro.counted]
-        completions = iter(
-            self.sampler.sample(
-                [row["prompt_ids"] for row in asked],
-                [draw_seed(seed, step, row["row"]) for row in asked],
-            )
-            if asked
-            else []
-        )
+        completions = iter(self._sample(asked, [draw_seed(seed, step, r["row"]) for r in asked]))
         pieces = []
         for micro in drawn:
             if online and micro.counted:
-                found = [(row, next(completions)) for row in micro.rows]
-                pieces.append([Sample(row, c.ids, c.ended) for row, c in found])
+                pieces.append([drawn_sample(row, next(completions)) for row in micro.rows])
             else:
                 seeds = [draw_seed(seed, step, row["row"]) for row in micro.rows]
                 pairs = zip(micro.rows, seeds, strict=True)
                 pieces.append([gold_sample(r, s, stops, micro.counted) for r, s in pairs])
         return pieces
+
+    def _sample(self, rows: list[Row], seeds: list[int], greedy: bool = False) -> list[Completion]:
+        """A completion for each row; an error of the sampler ends all processes."""
+        assert self.sampler is not None, "a run is open"
+        draw, prompts = self.sampler.sample, [list(row["prompt_ids"]) for row in rows]
+        return together(lambda: draw(prompts, seeds, greedy) if prompts else [])
 
     def _score(self, samples: list[Sample]) -> Metrics:
         """Set the samples' rewards; an error of a reward function ends all processes."""
@@ -195,7 +196,7 @@ class Trainer(BaseTrainer):
         return self._describe_draw(samples, online)
 
     def _describe_draw(self, samples: list[Sample], online: bool) -> Metrics:
-        metrics = describe(samples, self.options.kl_estimator)
+        metrics = describe(samples, self.options.kl_estimator) | mismatch(samples)
         spread = moments([torch.tensor([sample.score for sample in samples])]).variance
         metrics["reward/std"] = (spread**0.5, 1)
         foreseen = explained_variance([s.old_values for s in samples], [s.returns for s in samples])
@@ -220,7 +221,7 @@ class Trainer(BaseTrainer):
     def collate(self, rows: list[Row]) -> Batch:
         samples = [row["of"] for row in rows]
         tensors = model_inputs(samples, self.pad_id)
-        for name in ("old_logprobs", "old_values", "advantages", "returns"):
+        for name in ("old_logprobs", "drawn_logprobs", "old_values", "advantages", "returns"):
             tensors[name] = torch.cat([getattr(sample, name) for sample in samples])
         return Batch(
             tensors=tensors,
@@ -238,14 +239,20 @@ class Trainer(BaseTrainer):
         )
         ratio = (out.logprobs[kept] - old).exp()
         policy = clipped_surrogate(ratio, tensors["advantages"], o.ppo_epsilon)
+        policy_losses = policy.losses
+        if o.importance_sampling_cap is not None:
+            everything = torch.ones_like(old, dtype=torch.bool)
+            policy_losses = policy_losses * sampling_correction(
+                old, tensors["drawn_logprobs"], everything, o.importance_sampling_cap
+            )
         values = out.values[kept]
         value = value_losses(values, tensors["old_values"], tensors["returns"], o.value_clip).sum()
-        total = o.alpha * policy.losses.sum() + o.beta * value
+        total = o.alpha * policy_losses.sum() + o.beta * value
         if o.gamma > 0:
             total = total - o.gamma * out.entropy[kept].sum()
         sums: dict[str, Tensor] = {
             "loss": total,
-            "loss/policy": policy.losses.sum(),
+            "loss/policy": policy_losses.sum(),
             "loss/value": value,
             "clip_fraction": policy.clipped.float().sum(),
             "ratio": ratio.sum(),
@@ -258,7 +265,7 @@ class Trainer(BaseTrainer):
 
     def evaluate(self, rows: list[Row], device: torch.device) -> Metrics:
         """Greedy completions of the rows, scored; `kl` by k3 on them."""
-        completions = self.sampler.sample([r["prompt_ids"] for r in rows], [0] * len(rows), True)
+        completions = self._sample(rows, [0] * len(rows), greedy=True)
         samples = [Sample(r, c.ids, c.ended) for r, c in zip(rows, completions, strict=True)]
         metrics = self._score(samples)
         self._estimate(samples)
@@ -272,10 +279,15 @@ class Trainer(BaseTrainer):
         return table(shown, self.tokenizer)
 
     def open(self, device: torch.device) -> None:
-        self.sampler = HFSampler(self.policy, self.options.sampling(), self.stop_ids, self.pad_id)
+        base = self.setup.from_pretrained
+        self.sampler = together(
+            lambda: make_sampler(self.options, self.policy, self.stop_ids, self.pad_id, base)
+        )
 
     def close(self) -> None:
-        self.sampler.close()
+        if self.sampler is not None:
+            self.sampler.close()
+        self.sampler = None
 
     def state(self) -> dict[str, Any]:
         return {"kl_coef": self.kl_coef}
