@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -81,3 +82,11 @@ def tiny_model_path(small_model_path: Path, tmp_path_factory: pytest.TempPathFac
         LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def vision_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Random checkpoints of the vision-language families, see `vision_support.Checkpoints`."""
+    from vision_support import Checkpoints
+
+    return Checkpoints(tmp_path_factory.mktemp("vision"))

@@ -1,5 +1,7 @@
 """Tiny random checkpoints of the real vision-language architectures, and pictures to show them."""
 
+import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,11 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from main.loaders.template import ChatTemplate
+from main.models import load_config
+from main.predictor.hf import Predictor
+from main.vision import load_vision
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 FAMILIES = (*QWEN, "llava", "llava_next")
@@ -53,13 +60,42 @@ def saved(folder: Path, name: str, **size: int) -> str:
     return str(folder / name)
 
 
+class Checkpoints:
+    """One checkpoint, template and predictor a family, made when first asked for.
+
+    Loading the real vocabulary is what takes the time.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.path = functools.cache(lambda family: build(folder / family, family))
+        self.predictor = functools.cache(lambda f: Predictor(self.path(f), device="cpu"))
+        self.template = functools.cache(self._template)
+
+    def _template(self, family: str) -> ChatTemplate:
+        path, tokenizer = self.path(family), _tokenizer(family)
+        return ChatTemplate(tokenizer, load_vision(path, load_config(path), tokenizer))
+
+
+@functools.cache
+def _vocabulary(llava: bool) -> Any:
+    if not llava:
+        return AutoTokenizer.from_pretrained(asset("tokenizers/qwen"))
+    tokenizer = copy.deepcopy(_vocabulary(False))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>", "</s>"]})
+    tokenizer.eos_token = "</s>"
+    return tokenizer
+
+
+def _tokenizer(family: str) -> Any:
+    tokenizer = copy.copy(_vocabulary(family.startswith("llava")))
+    tokenizer.chat_template = trl_template(_TEMPLATES.get(family, "qwen2_5_vl"))
+    return tokenizer
+
+
 def build(path: Path, family: str, tied: bool = True) -> Path:
     """Write a random checkpoint of `family`, with the Qwen vocabulary and the real template."""
-    tokenizer = AutoTokenizer.from_pretrained(asset("tokenizers/qwen"))
-    tokenizer.chat_template = trl_template(_TEMPLATES.get(family, "qwen2_5_vl"))
-    if family.startswith("llava"):
-        tokenizer.add_special_tokens({"extra_special_tokens": ["<image>", "</s>"]})
-        tokenizer.eos_token = "</s>"
+    tokenizer = _tokenizer(family)
     text = _TEXT | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     text |= {"tie_word_embeddings": tied}
     config, processor = (_llava if family.startswith("llava") else _qwen)(family, tokenizer, text)
