@@ -28,6 +28,7 @@ from main.predictor.decode import Row, batches, decode
 from main.predictor.request import build_prompts, encode, template_variables
 from main.predictor.sampling import GenerationOptions
 from main.predictor.text import Answer
+from main.vision import load_vision
 
 StreamItem = tuple[list[str], list[str]]
 
@@ -90,6 +91,7 @@ class Predictor:
         self.options = parse(PredictorOptions, given, "hf.Predictor()", aliases)
         self.tokenizer = _tokenizer(self.options)
         self.model = _model(self.options)
+        self.vision = load_vision(model_from_pretrained, self.model.config, self.tokenizer)
         self.stop_ids = frozenset(stop_token_ids(self.model, self.tokenizer))
         self.context = context_length(self.model.config)
 
@@ -158,12 +160,15 @@ class Predictor:
             build_message=settings.build_message,
             system_prompt=self.options.system_prompt,
             template_kwargs=template_kwargs,
+            vision=self.vision,
         )
         rows: list[Row] = []
-        for request, ids in enumerate(encode(self.tokenizer, prompts)):
+        for request, ids in enumerate(encode(self.tokenizer, prompts, self.vision)):
             limit = self._limit(ids, settings.max_new_tokens, request)
             for sequence in range(settings.num_return_sequences):
-                rows.append(Row(len(rows), ids, limit, _generator(settings, sequence)))
+                row = Row(len(rows), ids, limit, _generator(settings, sequence))
+                row.visuals = prompts.images(request)
+                rows.append(row)
         return rows, settings
 
     def _split(self, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -202,7 +207,12 @@ class Predictor:
         budget = self.options.max_batch_tokens or _default_budget(self.model.device)
         for batch in batches(rows, self.options.batch_size, budget):
             yield from decode(
-                self.model, batch, settings, self.stop_ids, self.tokenizer.pad_token_id
+                self.model,
+                batch,
+                settings,
+                self.stop_ids,
+                self.tokenizer.pad_token_id,
+                vision=self.vision,
             )
 
 
