@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from main.errors import DataError, ModelError
+from main.errors import DataError, MissingFileError, ModelError
 from main.vision.image import pillow
 from main.vision.media import Visual
 
@@ -125,21 +125,29 @@ class VisionProcessor(ABC):
             names: of the rows, for messages, such as "row 7".
 
         Raises:
-            DataError: an image whose size is not what its row was expanded for.
+            DataError: an image that is gone, or of another size than its row was expanded for.
         """
-        parts = []
+        parts: list[Inputs] = []
         for row, images, name in zip(ids, visuals, names, strict=True):
-            for kind, token in self.token_ids.items():
-                needed = sum(sum(self.runs(v)) for v in images if v.kind == kind)
-                found = sum(one == token for one in row)
-                if found != needed:
-                    raise DataError(
-                        f"{name} has {found} {kind} tokens, and its images make "
-                        f"{needed} features ({', '.join(v.name for v in images) or 'none'}). Has "
-                        "a file changed since the rows were encoded? Delete the cached rows."
-                    )
-            parts += [self.features(visual) for visual in images]
+            try:
+                self._check(row, images)
+                parts += [self.features(visual) for visual in images]
+            except (DataError, MissingFileError) as error:
+                raise DataError(f"{name}: {error}") from error
         return self.joined(parts) if parts else {}
+
+    def _check(self, ids: Sequence[int], visuals: Sequence[Visual]) -> None:
+        """As many placeholder tokens as features, of images and of videos."""
+        for kind, token in self.token_ids.items():
+            needed = sum(sum(self.runs(v)) for v in visuals if v.kind == kind)
+            found = sum(one == token for one in ids)
+            if found != needed:
+                raise DataError(
+                    f"there are {found} {kind} tokens for {needed} features of "
+                    f"{', '.join(v.name for v in visuals) or 'no image'}. If a file has changed "
+                    "since its row was encoded, delete the cached rows (the folder 'main' in the "
+                    "cache of Hugging Face datasets)."
+                )
 
     def token_id(self, visual: Visual) -> int:
         """The placeholder of a kind of visual.
