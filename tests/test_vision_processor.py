@@ -229,10 +229,10 @@ def test_ids_that_do_not_fit_their_images_are_refused(vision_models):
     template = vision_models.template("qwen2_5_vl")
     encoded = template.encode(DIALOGUE)
     visuals = visuals_in(DIALOGUE)
-    with pytest.raises(DataError, match=r"row 7 has 28 image tokens, and its images make 36"):
+    with pytest.raises(DataError, match=r"row 7: there are 28 image tokens for 36 features of"):
         other = [Visual("image", picture(112, 112)), *visuals[1:]]
         template.vision.inputs([encoded.input_ids], [other], ["row 7"])
-    with pytest.raises(DataError, match=r"its images make 0 features \(none\)"):
+    with pytest.raises(DataError, match=r"there are 28 image tokens for 0 features of no image"):
         template.vision.inputs([encoded.input_ids], [[]], ["row 7"])
 
 
