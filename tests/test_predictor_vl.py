@@ -1,6 +1,7 @@
 """The HF predictor with pictures: tiny random checkpoints of the real architectures."""
 
 import runpy
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 from vision_support import FAMILIES, QWEN, picture, question, saved, write_rows
 
-from main.errors import ConfigError, DataError, GenerationError, MissingFileError
+from main.errors import ConfigError, DataError, GenerationError, MissingExtraError, MissingFileError
 from main.evaluation.items import read_items
 from main.models import context_length, family, load_config, load_model
 from main.predictor import decode as decoding
@@ -171,6 +172,16 @@ def test_what_cannot_be_shown_is_refused_by_name(vision_models):
     large = question("?", Image.new("RGB", (2000, 2000)), resized_height=2016, resized_width=2016)
     with pytest.raises(GenerationError, match=r"has 52\d\d tokens.*a smaller max_pixels"):
         predictor(large)
+
+
+def test_without_pillow_text_is_answered_and_a_picture_names_the_extra(vision_models, monkeypatch):
+    predictor = vision_models.predictor("qwen2_vl")
+    picture().save("a.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    predictor.vision.__dict__.pop("image_processor", None)  # as in a fresh process
+    assert len(predictor("Say hello.", max_new_tokens=2)) == 1
+    with pytest.raises(MissingExtraError, match=r"needs the package 'pillow'"):
+        predictor(question("What is it?", "a.png"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ Deviations from the usual SFT loop:
 3. Rows of similar length share a step, see main/loaders/sampler.py.
 
 Rows of a vision-language model may carry images; their pixels are made when a batch is. The vision
-tower stays frozen unless `target_modules` names its layers.
+tower stays frozen unless `target_modules` names its layers. Under ZeRO-3 every process has to enter
+the same layers: give it rows that all have images, or none.
 
     from main.trainer.lora import Trainer
 
