@@ -49,7 +49,7 @@ def generated(predictor, message) -> str:
     return predictor.tokenizer.decode(answer, skip_special_tokens=True).rstrip("\ufffd")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "qwen3_vl_moe"])
 def test_greedy_text_is_that_of_generate_alone_and_in_a_batch_of_mixed_sizes(name, vision_models):
     predictor = vision_models.predictor(name)
     expected = [generated(predictor, query) for query in QUERIES]

@@ -18,6 +18,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen3VLConfig,
+    Qwen3VLMoeConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
@@ -32,7 +33,12 @@ from main.vision import load_vision
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 FAMILIES = (*QWEN, "llava", "llava_next")
-_TEMPLATES = {"qwen3_vl": "qwen3_vl", "llava": "llava_next", "llava_next": "llava_next"}
+_TEMPLATES = {
+    "qwen3_vl": "qwen3_vl",
+    "qwen3_vl_moe": "qwen3_vl",
+    "llava": "llava_next",
+    "llava_next": "llava_next",
+}
 _TEXT = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -133,6 +139,9 @@ def _qwen(family: str, tokenizer: Any, text: dict[str, Any]) -> tuple[Any, Any]:
         return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids), _qwen_processor(14)
     vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64, "patch_size": 16}
     text |= {"head_dim": 8}
+    if family == "qwen3_vl_moe":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **ids), _qwen_processor(16)
     return Qwen3VLConfig(text_config=text, vision_config=vision, **ids), _qwen_processor(16)
 
 
