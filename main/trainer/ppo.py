@@ -162,7 +162,7 @@ class Trainer(BaseTrainer):
         with scoring(model):
             now = model(**inputs, temperature=temperature, entropy=True)
         with self.reference.active():
-            before = model(**inputs, temperature=temperature)
+            before = model(**inputs, temperature=temperature, critic=False)
         cut = iter(now.values[~kept].tolist())
         for sample, logprobs, ref_logprobs, entropy, values in zip(
             samples,
