@@ -1,8 +1,8 @@
 """Does PPO learn? Held-out reward before and after, in the guide's offline and online form.
 
-    python benchmarks/ppo.py [--rows 64] [--dev 24] [--sft <adapter>]
+    python benchmarks/ppo.py [--rows 48] [--dev 24] [--sft <adapter>]
 
-Both forms start from the same SFT adapter (20 optimizer steps unless `--sft` names one) and see the
+Both forms start from the same SFT adapter (10 optimizer steps unless `--sft` names one) and see the
 same rows of ticket_en_rlhf; the reward is the guide's similarity to gold and bad answers. Greedy
 completions of the first `--dev` held-out rows are scored before and after; `kl` is k3 of the policy
 against its start on them, nats a completion. Results go to benchmarks/results/ppo.json.
@@ -24,7 +24,7 @@ from main.trainer.ppo import Trainer
 from main.trainer.records import Means
 
 RESULTS = Path(__file__).parent / "results" / "ppo.json"
-SFT_STEPS = 20
+SFT_STEPS = 10
 SETTINGS = ("rows", "dev", "batch_size", "lr")
 FORMS = {"offline": -1.0, "online": 1.0}
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--encoder", default="models/all-MiniLM-L6-v2")
     parser.add_argument("--sft", help="an adapter to start from")
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dev", type=int, default=24)
     parser.add_argument("--lr", type=float, default=3e-4)
@@ -131,7 +131,8 @@ def save(form: str, figures: dict[str, Any], arguments: Any) -> None:
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     found[form] = figures | {name: getattr(arguments, name) for name in SETTINGS}
     found["command"] = "python benchmarks/ppo.py"
-    found["start"] = f"{SFT_STEPS} SFT steps of 8 rows of ticket_en, lr 1e-3, lora_r 8"
+    steps = f"{SFT_STEPS} SFT steps of 8 rows of ticket_en, lr 1e-3, lora_r 8"
+    found["start"] = "another adapter" if arguments.sft else steps
     found["packages"] = {name: version(name) for name in ("torch", "transformers", "peft")}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -64,7 +64,7 @@ def main() -> None:
         print(result)
 
 
-def train_reward_model(encoder: str, data: str, task: str, steps: int = 60) -> str:
+def train_reward_model(encoder: str, data: str, task: str, steps: int = 40) -> str:
     """A classifier with one output on the encoder's weights, trained on pairs of answers.
 
     loss = -log sigmoid(r(gold) - r(bad)): Bradley and Terry (1952), as in arXiv 2203.02155, eq. 1.

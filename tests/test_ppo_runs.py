@@ -84,12 +84,15 @@ def test_a_killed_run_resumes_bit_equal(tiny_model_path, critic):
 
 
 @pytest.mark.distributed
-def test_two_processes_train_and_evaluate_as_one_does(tiny_model_path):
+@pytest.mark.parametrize("critic", ["head", "adapter"])
+def test_two_processes_train_and_evaluate_as_one_does(tiny_model_path, critic):
     """Seven rows: the last draw gives one process a filler."""
     options = {"num_epochs": 1, "lr": 1e-3, "eval_strategy": "epoch", "save_strategy": "epoch"}
-    one = make_trainer(tiny_model_path, rows=7, batch_size=4, output_dir="one", ratio_for_rlhf=0.5)
+    one = make_trainer(
+        tiny_model_path, rows=7, batch_size=4, output_dir="one", ratio_for_rlhf=0.5, critic=critic
+    )
     expected = list(one(**QUICK | options))[-1]
-    arguments = arguments_of(tiny_model_path, output_dir="two", batch_size_eval=2)
+    arguments = arguments_of(tiny_model_path, output_dir="two", batch_size_eval=2, critic=critic)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--main_process_port", "0"]
@@ -108,6 +111,7 @@ def test_two_processes_train_and_evaluate_as_one_does(tiny_model_path):
     again = Trainer(
         **arguments_of(
             tiny_model_path,
+            critic=critic,
             actor_resume_path=f"two/save_model/demo/Llama_{expected.step}",
             critic_resume_path=f"two/save_model/demo/Critic_{expected.step}",
         )

@@ -48,19 +48,18 @@ from main.trainer.experience import (
     token_rewards,
 )
 from main.trainer.gae import explained_variance, moments, value_losses, whiten
+from main.trainer.kl import adapted_coefficient
 from main.trainer.logprobs import scoring
 from main.trainer.policy_loss import clipped_surrogate, sampling_correction
 from main.trainer.ppo_options import PPO_LOOP_ALIASES, PPO_SETUP_ALIASES, PPOOptions, PPOSetup
+from main.trainer.ppo_rewards import load_reward_source, make_rewards
 from main.trainer.ranks import gather_objects, together
+from main.trainer.records import mean_of
 from main.trainer.reference import Reference
-from main.trainer.reward_model import RewardModel, is_reward_model
-from main.trainer.rewards import Rewards
 from main.trainer.rollout import Completion, Sampler
 from main.trainer.samplers import make_sampler
-from main.trainer.similarity import SimilarityReward
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
-from main.utils.encoder import SentenceEncoder
 
 SHOWN = 8  # completions in an epoch's table
 
@@ -93,7 +92,7 @@ class Trainer(BaseTrainer):
         _switch_dropout(self.model, setup.lora_dropout)
         if setup.critic_resume_path is not None:
             self.model.load_critic(setup.critic_resume_path)
-        self.encoder, self.reward_model = _reward_source(setup)
+        self.reward_source = load_reward_source(setup.reward_from_pretrained, setup.device)
         self.companions = {"Critic": lambda folder: self.actor_critic.save_critic(folder)}
         self.kl_coef = 0.0
         self._shown: dict[str, list[Sample]] = {"eval": [], "train": []}
@@ -103,7 +102,7 @@ class Trainer(BaseTrainer):
         run = self._run(arguments)
         self.updates_per_step = self.options.ppo_epochs
         self.kl_coef = self.options.kl_coef
-        self.rewards = self._rewards(self.options)
+        self.rewards = make_rewards(self.reward_source, self.options)
         self._check_lengths()
         return run
 
@@ -163,7 +162,7 @@ class Trainer(BaseTrainer):
         with scoring(model):
             now = model(**inputs, temperature=temperature, entropy=True)
         with self.reference.active():
-            before = model(**inputs, temperature=temperature)
+            before = model(**inputs, temperature=temperature, critic=False)
         cut = iter(now.values[~kept].tolist())
         for sample, logprobs, ref_logprobs, entropy, values in zip(
             samples,
@@ -202,19 +201,13 @@ class Trainer(BaseTrainer):
         foreseen = explained_variance([s.old_values for s in samples], [s.returns for s in samples])
         if foreseen is not None:
             metrics["explained_variance"] = (foreseen, 1)
-        if self.options.kl_target is not None:
+        target = self.options.kl_target
+        if target is not None:
             metrics["kl_coef"] = (self.kl_coef, 1)
             if online:
-                self._adapt_kl_coef(*metrics["kl"])
+                found = mean_of(gather_objects({"kl": metrics["kl"]}))["kl"]
+                self.kl_coef = adapted_coefficient(self.kl_coef, found, target)
         return metrics
-
-    def _adapt_kl_coef(self, total: float, number: float) -> None:
-        """Ziegler et al., arXiv 1909.08593, section 2.2: proportional control in log space."""
-        parts = gather_objects((total, number))
-        found = sum(part[0] for part in parts) / max(sum(part[1] for part in parts), 1)
-        target = self.options.kl_target or 1.0
-        error = min(max(found / target - 1, -0.2), 0.2)
-        self.kl_coef *= 1 + 0.1 * error
 
     # -- one update
 
@@ -309,21 +302,6 @@ class Trainer(BaseTrainer):
         """Both loaders name the same rows; PPO keeps the answers of a row together."""
         return "LLM_RLHF"
 
-    def _rewards(self, options: PPOOptions) -> Rewards:
-        functions: list[Any] = []
-        if self.encoder is not None:
-            functions.append(SimilarityReward(self.encoder, options.weight_for_cos_and_jaccard))
-        if self.reward_model is not None:
-            functions.append(self.reward_model)
-        given = options.reward_func
-        functions += given if isinstance(given, list | tuple) else [given] if given else []
-        if not functions:
-            raise ConfigError(
-                "PPO needs a reward: give reward_from_pretrained (a sentence encoder or a reward "
-                "model) to the constructor, or reward_func to the call."
-            )
-        return Rewards(functions, options.reward_weights)
-
     def _check_lengths(self) -> None:
         """A prompt and its completion must fit into the model's context."""
         context, wanted = context_length(self.causal_lm.config), self.options.max_completion_length
@@ -338,15 +316,6 @@ class Trainer(BaseTrainer):
                         f"max_completion_length={wanted} it exceeds the model's context of "
                         f"{context}. Lower max_completion_length or max_length."
                     )
-
-
-def _reward_source(setup: PPOSetup) -> tuple[SentenceEncoder | None, RewardModel | None]:
-    path = setup.reward_from_pretrained
-    if path is None:
-        return None, None
-    if is_reward_model(path):
-        return None, RewardModel(path, setup.device)
-    return SentenceEncoder(path, setup.device), None
 
 
 def _switch_dropout(model: nn.Module, adapter_dropout: float) -> None:
