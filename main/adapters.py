@@ -110,11 +110,9 @@ def load_adapter(
     """
     from peft import set_peft_model_state_dict
 
-    config = adapter_config(path)
+    config, tensors = read_adapter(path)
     config.inference_mode = not trainable
-    folder = _adapter_folder(path)
-    tensors = _read(folder)
-    adapted = _with_places(model, config, tensors, folder)
+    adapted = _with_places(model, config, tensors, _adapter_folder(path))
     set_peft_model_state_dict(adapted, tensors)
     if trainable:
         _train_in_float32(adapted, model.dtype)
@@ -123,8 +121,7 @@ def load_adapter(
 
 def check_adapter(model: "PreTrainedModel", path: str | os.PathLike[str]) -> None:
     """Raise what `load_adapter` would; `model` stays as it is, and may lie on the meta device."""
-    folder = _adapter_folder(path)
-    _with_places(model, adapter_config(path), _read(folder), folder).unload()
+    _with_places(model, *read_adapter(path), _adapter_folder(path)).unload()
 
 
 def _with_places(
@@ -135,6 +132,7 @@ def _with_places(
 
     _refuse_second(model)
     _check_architecture(model, config, folder)
+    _fit_vocabulary(model, tensors, _pair(folder, model))
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -145,6 +143,16 @@ def _with_places(
         adapted.unload()
         raise
     return adapted
+
+
+def read_adapter(path: str | os.PathLike[str]) -> "tuple[Any, dict[str, torch.Tensor]]":
+    """Configuration and tensors of an adapter folder, as its files have them.
+
+    Raises:
+        MissingFileError: no such folder, or no adapter in it.
+        ModelError: damaged weights.
+    """
+    return adapter_config(path), _read(_adapter_folder(path))
 
 
 def save_adapter(
@@ -289,12 +297,24 @@ def _train_in_float32(adapted: "PeftModel", base_dtype: "torch.dtype") -> None:
     """
     from peft.utils import ModulesToSaveWrapper
 
+    _keep_four_bit_layout(adapted)
+
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             _keep_outer_dtype(module.modules_to_save[ADAPTER], base_dtype)
+
+
+def _keep_four_bit_layout(model: "PeftModel") -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for a CPU's inference kernels.
+
+    That rounds their scales to bfloat16, and the steps after an evaluation would go on with those.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _keep_outer_dtype(module: "torch.nn.Module", dtype: "torch.dtype") -> None:
@@ -394,6 +414,25 @@ def _check_architecture(model: "PreTrainedModel", config: Any, folder: Path) -> 
             f"{_pair(folder, model)}: it was trained on {trained_on} "
             f"'{config.base_model_name_or_path}'. Load that model."
         )
+
+
+def _fit_vocabulary(
+    model: "PreTrainedModel", tensors: "dict[str, torch.Tensor]", where: str
+) -> None:
+    """Give the embeddings as many rows as the adapter has, which brings both of them whole."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [f"base_model.model.{n}.weight" for n, m in model.named_modules() if m in layers]
+    own = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, index]
+    sizes = {name: len(tensors[name]) for name in names if name in tensors}
+    if not sizes or set(sizes.values()) == {own}:
+        return
+    if len(sizes) < len(names) or len(set(sizes.values())) > 1:
+        raise ModelError(
+            f"{where}: it was trained on a vocabulary of another size ({sizes}, the base has {own} "
+            "rows), and the rows added to the other embedding are not in it. Train with "
+            "modules_to_save=['embed_tokens', 'lm_head'] when you add tokens."
+        )
+    model.resize_token_embeddings(sizes.popitem()[1], mean_resizing=False)
 
 
 def _check_tensors(

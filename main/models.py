@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from main.adapters import LoraOptions, add_adapter, load_adapter, save_adapter
+from main.adapters import LoraOptions, add_adapter, load_adapter, read_adapter, save_adapter
 from main.errors import ConfigError, MissingExtraError, MissingFileError, ModelError
 
 if TYPE_CHECKING:  # torch and transformers take seconds: loaded by the functions that need them
@@ -24,6 +24,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "read_adapter",
     "save_adapter",
     "stop_token_ids",
 ]

@@ -33,6 +33,7 @@ from main.trainer.ranks import gather_objects
 from main.trainer.records import Means, Progress, Records, mean_of
 from main.trainer.task import Batch, MicroRows, Task, to_device
 from main.types import EpochResult
+from main.utils.folders import write_directory
 
 log = logging.getLogger(__name__)
 
@@ -269,7 +270,7 @@ class Loop:
         if self.accelerator.is_main_process:
             try:
                 self._write_companions()
-                checkpoint.write_directory(final, lambda folder: self._write(folder, randoms))
+                write_directory(final, lambda folder: self._write(folder, randoms))
                 best = self.state.best_checkpoint
                 checkpoint.rotate(
                     self.place.checkpoints,
@@ -289,7 +290,7 @@ class Loop:
         """Before the checkpoint itself, which then never stands without them."""
         for name, write in self.task.companions.items():
             folder = self.place.checkpoints / f"{name}_{self.state.step}"
-            checkpoint.write_directory(folder, write)
+            write_directory(folder, write)
 
     def _write(self, folder: Path, randoms: list[dict[str, Any]]) -> None:
         self.task.save(folder)
