@@ -60,6 +60,7 @@ check: fast
 
 bench: assets $(VLLM)
 	$(RUN) benchmarks/sft.py
+	$(RUN) benchmarks/dpo.py
 	$(RUN) benchmarks/predictor_hf.py
 	$(if $(VLLM),$(RUN) benchmarks/predictor_vllm.py)
 	$(RUN) benchmarks/import_time.py

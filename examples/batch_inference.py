@@ -1,7 +1,9 @@
 """Answer a whole file, continue if interrupted, and score the answers.
 
-python examples/batch_inference.py --peft_path save_model/quickstart/Llama_110
-accelerate launch --num_processes 2 examples/batch_inference.py     # shares the work
+    python examples/batch_inference.py --peft_path save_model/quickstart/Llama_110
+    accelerate launch --num_processes 2 examples/batch_inference.py      # shares the work
+
+Without GPUs, several processes need `accelerate launch --multi_gpu` all the same.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Fine-tune a LoRA adapter; the same script on one process or several.
 
     python examples/sft.py
-    accelerate launch --num_processes 2 examples/sft.py          # add --cpu without GPUs
+    accelerate launch --num_processes 2 examples/sft.py          # on 2 GPUs
+    accelerate launch --multi_gpu --num_processes 2 examples/sft.py      # without GPUs, too
 
 `batch_size` counts the rows of one process: twice the processes, twice the rows of a step.
 """

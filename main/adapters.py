@@ -31,7 +31,8 @@ class LoraOptions:
     and direction apart: 2402.09353; PiSSA starts from the principal components: 2404.02948.
 
     lora_r, lora_alpha, lora_dropout: rank, scale (alpha / r), dropout before the adapter.
-    target_modules: 'all-linear' (without the output layer), layer names, or one regular
+    target_modules: 'all-linear' (without the output layer; of a vision-language model the language
+        part alone, so that its vision tower stays as it is), layer names, or one regular
         expression over full module names.
     init_lora_weights: True (B = 0), 'gaussian', 'pissa', 'pissa_niter_<n>', 'olora', or False.
     modules_to_save: modules trained whole and kept in the adapter, e.g. ['lm_head'].
@@ -110,9 +111,10 @@ def load_adapter(
     """
     from peft import set_peft_model_state_dict
 
+    folder = _adapter_folder(path)
     config, tensors = read_adapter(path)
     config.inference_mode = not trainable
-    adapted = _with_places(model, config, tensors, _adapter_folder(path))
+    adapted = _with_places(model, config, tensors, folder)
     set_peft_model_state_dict(adapted, tensors)
     if trainable:
         _train_in_float32(adapted, model.dtype)
@@ -221,11 +223,22 @@ def _all_linear(model: "PreTrainedModel", trained_whole: list[str]) -> str | lis
     further layers stay bare. Where a short name also means another kind of module, peft decides.
     """
     output = model.get_output_embeddings()
-    linear = {n for n, m in _linear_modules(model) if m is not output}
+    inside = _language_part(model)
+    linear = {n for n, m in _linear_modules(model) if m is not output and n.startswith(inside)}
     linear = {n for n in linear if not any(f".{n}.".find(f".{w}.") >= 0 for w in trained_whole)}
     short = {name.rpartition(".")[2] for name in linear}
     matched = {n for n, _ in model.named_modules() if n.rpartition(".")[2] in short}
+    if matched != linear and inside:
+        return f"{re.escape(inside)}(.+\\.)?({'|'.join(sorted(short))})"
     return sorted(short) if matched == linear else "all-linear"
+
+
+def _language_part(model: "PreTrainedModel") -> str:
+    """Prefix of the modules of the language model beside a vision tower; '' where all is one."""
+    if not hasattr(model.config, "vision_config"):
+        return ""
+    decoder = model.get_decoder()
+    return next((f"{name}." for name, m in model.named_modules() if m is decoder and name), "")
 
 
 def _is_layer_name(targets: str | list[str]) -> bool:

@@ -4,14 +4,13 @@ import errno
 import json
 import logging
 import os
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
+from launch import launch
 from loader_support import ROOT, chat, load_tokenizer, turns
 
 from main.errors import DataError, MissingFileError
@@ -250,11 +249,8 @@ def test_two_processes_make_one_cache_and_fail_together(
     path = write_rows(tmp_path / "train.jsonl", [row("a", answer)])
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     model = ROOT / "models" / "SmolLM2-135M-Instruct"
-    command += [str(script), str(model), str(path), str(tmp_path / "cache")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    done = launch(script, str(model), str(path), str(tmp_path / "cache"), timeout=240)
     assert done.stdout.count(expected) == 2, done.stderr
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == (expected == "rows 1")
 

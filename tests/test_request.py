@@ -10,6 +10,7 @@ from main.errors import ConfigError, GenerationError
 from main.models import load_tokenizer
 from main.predictor.request import (
     Prompts,
+    answer_lead,
     build_dialogues,
     build_prompts,
     encode,
@@ -131,6 +132,14 @@ def test_a_raw_prompt_gets_the_bos_that_it_lacks_and_no_second_one(llama3_tokeni
     plain, spelt = encode(tokenizer, Prompts(["Once", f"{bos}Once"], templated=False))
     assert spelt.count(tokenizer.bos_token_id) == 1
     assert plain == tokenizer("Once")["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2_5", "qwen3", "glm4moe"])
+def test_no_blanks_lead_an_answer_whose_prompt_includes_them(
+    llama3_tokenizer_path, qwen_tokenizer_path, name
+):
+    path = llama3_tokenizer_path if name == "llama3" else qwen_tokenizer_path
+    assert answer_lead(with_template(path, name)) == ""
 
 
 def test_template_variables_reach_the_template(qwen_tokenizer_path):

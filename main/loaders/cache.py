@@ -1,15 +1,14 @@
 """A data file -> an Arrow file of encoded rows, made once and memory-mapped ever after.
 
 The cache's key is made of everything that changes the ids: the file's bytes, the row format, the
-tokenizer with its chat template and variables, and the limit. Rows are encoded in batches and
-written at once, so that a file of any size needs the memory of a batch.
+tokenizer with its chat template and variables, the settings for images, and the limit. Rows are
+encoded in batches and written at once, so that a file of any size needs the memory of a batch.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,8 @@ from main.loaders.plain import PlainText
 from main.loaders.registry import get_loader
 from main.loaders.report import Report
 from main.loaders.template import ChatTemplate
+from main.utils.disk import appearing
+from main.vision import locate_visuals
 
 if TYPE_CHECKING:
     import datasets
@@ -57,7 +58,7 @@ def load_dataset_split(
     path = Path(path)
     form = get_loader(loader) if isinstance(loader, str) else loader
     word = row_word(path)
-    target = _folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
+    target = cache_folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
     with _one_first() as failed:
         try:
             dataset, report = _open(target) or _build(
@@ -80,7 +81,7 @@ def _build(
     """Encode the file into `target`, which appears when it is complete."""
     report = Report()
     batches = _encoded_batches(path, form, template, max_length, report)
-    with _appearing(target) as temporary:
+    with appearing(target) as temporary:
         count = _write(temporary, form, batches)
         report.raise_bad(path, word)
         if not count:
@@ -115,11 +116,25 @@ def _valid_rows(path: Path, form: Format, report: Report) -> Iterator[Numbered]:
 
     for number, row in read_rows(path, on_bad):
         report.rows += 1
-        problems = form.validate(row)
+        problems = form.validate(row) or _located(row, path.parent)
         if problems:
             report.refuse(number, problems)
         else:
             yield number, row
+
+
+def _located(row: dict[str, Any], folder: Path) -> list[str]:
+    """Make the paths of images absolute; a sentence for each that does not exist."""
+    dialogues = {name: value for name, value in row.items() if _is_dialogue(value)}
+    return [
+        f"'{name}': {problem}"
+        for name, dialogue in dialogues.items()
+        for problem in locate_visuals(dialogue, folder)
+    ]
+
+
+def _is_dialogue(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) for m in value)
 
 
 def _why_empty(path: Path, word: str, report: Report, max_length: int | None) -> str:
@@ -137,13 +152,10 @@ def _write(path: Path, form: Format, batches: Iterator[list[dict[str, Any]]]) ->
 
     schema = _schema(form)
     count = 0
-    with path.open("wb") as stream:
-        with pyarrow.ipc.new_stream(stream, schema) as writer:
-            for batch in batches:
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-                count += len(batch)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with path.open("wb") as stream, pyarrow.ipc.new_stream(stream, schema) as writer:
+        for batch in batches:
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+            count += len(batch)
     return count
 
 
@@ -172,7 +184,7 @@ def _open(target: Path) -> tuple["datasets.Dataset", Report] | None:
 
 
 def _write_stamp(target: Path, noted: dict[str, Any]) -> None:
-    with _appearing(_stamp_path(target)) as temporary:
+    with appearing(_stamp_path(target)) as temporary:
         temporary.write_text(json.dumps(noted), encoding="utf-8")
 
 
@@ -189,28 +201,19 @@ def _key(
     path: Path, form: Format, template: ChatTemplate | PlainText, max_length: int | None
 ) -> str:
     parts = [_digest(path), form.name, form.version, template.fingerprint(), max_length]
+    if getattr(template, "vision", None) is not None:  # relative paths of images begin there
+        parts += [str(path.parent.absolute()), str(Path.cwd())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _folder(cache_dir: str | Path | None) -> Path:
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Where encoded rows are kept, and what else is made of them once."""
     if cache_dir is None:
         from datasets import config
 
         cache_dir = Path(config.HF_DATASETS_CACHE) / "main"
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
     return Path(cache_dir)
-
-
-@contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the target's name when the block ends well, else vanishes."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

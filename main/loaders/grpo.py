@@ -10,7 +10,7 @@ from main.errors import DataError
 from main.loaders.format import Format, Numbered, Row, missing
 from main.loaders.messages import dialogue_problems
 from main.loaders.plain import PlainText
-from main.loaders.report import Report
+from main.loaders.report import Fate, Report
 from main.loaders.template import ChatTemplate
 from main.loaders.truncate import fit_prompt
 
@@ -63,7 +63,7 @@ def columns(row: Row) -> Row:
 
 def _prompt_ids(
     prompt: str | list, template: ChatTemplate | PlainText, max_length: int | None
-) -> tuple[list[int] | None, str]:
+) -> tuple[list[int] | None, Fate]:
     problem = template.control_problem(prompt)
     if problem:
         raise DataError(problem)

@@ -66,7 +66,7 @@ def probe(
         header = ""
     roles, tool_gap = _tools(render)
     ends = _ends(after[3], [after[1], tool_gap], special)
-    stop = "" if after[3].strip() else (ends or [eos])[0]
+    stop = "" if after[3].strip() else ends[0] if ends else eos
     if stop is None:
         raise ModelError(
             "The chat template ends an assistant turn with nothing and the tokenizer has no "
@@ -155,9 +155,9 @@ def _tool_gap(render: Render, role: str) -> str:
 
     Tried with a structured call first, then with a turn of text.
     """
-    call = {"id": "ibexcall1", "type": "function"}
-    call["function"] = {"name": "call_ibex", "arguments": {"of": _ARGUMENT}}  # type: ignore[assignment]
-    turns = [
+    function = {"name": "call_ibex", "arguments": {"of": _ARGUMENT}}
+    call = {"id": "ibexcall1", "type": "function", "function": function}
+    turns: list[tuple[dict[str, Any], str]] = [
         ({"content": "", "tool_calls": [call]}, _ARGUMENT),
         ({"content": _PROBE[1]}, _PROBE[1]),
     ]

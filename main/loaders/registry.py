@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from main.errors import ConfigError, DataError, MissingFileError
-from main.loaders import chat, grpo, preference, pure
+from main.loaders import chat, grpo, kto, preference, pure
 from main.loaders.format import Format
 from main.options import nearest
 
@@ -20,6 +20,7 @@ LOADERS: dict[str, Format] = {
     "ChatGLM_LoRA": pure.FORMAT,
     "LLM_DPO": preference.PAIRS,
     "LLM_RLHF": preference.REWARDED,
+    "LLM_KTO": kto.FORMAT,
     "LLM_GRPO": grpo.FORMAT,
 }
 
@@ -61,7 +62,7 @@ def resolve(
     if isinstance(data_path, Mapping):
         return _files(data_path, "data_path", folder)
     registry = _read_registry(Path(data_present_path))
-    if str(data_path) in (registry or {}):
+    if registry is not None and str(data_path) in registry:
         return _files(registry[str(data_path)], f"{data_present_path}: '{data_path}'", folder)
     if Path(data_path).is_file():
         return {"train": Path(data_path)}

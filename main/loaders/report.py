@@ -9,7 +9,7 @@ from main.errors import DataError
 
 logger = logging.getLogger("main.loaders")
 
-Fate = Literal["shortened", "cut", "skipped"]
+Fate = Literal["", "shortened", "cut", "skipped"]  # '': left as it was
 
 _BAD_SHOWN = 20
 _ROWS_SHOWN = 5
@@ -39,7 +39,7 @@ class Report:
         if len(self.problems) < _BAD_SHOWN:
             self.problems.append((number, " ".join(problems)))
 
-    def note(self, number: int, fate: Fate | Literal[""]) -> None:
+    def note(self, number: int, fate: Fate) -> None:
         """Note what `max_length` did to a row; '' is nothing."""
         if fate:
             count, first = self.fates.get(fate, (0, []))

@@ -5,7 +5,7 @@ processes share a step or how it is cut into micro-batches.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -50,12 +50,17 @@ def plan_epoch(
 
 
 def shard(
-    rows: Sequence[int], lengths: Sequence[int], batch_size: int, rank: int, world: int
+    rows: Sequence[int],
+    lengths: Sequence[int] | Mapping[int, int],
+    batch_size: int,
+    rank: int,
+    world: int,
 ) -> list[MicroBatch]:
     """This rank's micro-batches of one step: similar lengths together, as many on every rank.
 
     Args:
         rows: the step's rows, over all ranks.
+        lengths: tokens of each of them, by row number.
         batch_size: most rows in one micro-batch of one rank.
     """
     rows = sorted(rows, key=lambda row: (-lengths[row], row))

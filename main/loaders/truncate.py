@@ -26,7 +26,7 @@ class Answers(NamedTuple):
 
 def fit(
     encoded: Encoded, messages: Messages, template: ChatTemplate, max_length: int | None
-) -> tuple[Encoded | None, Fate | str]:
+) -> tuple[Encoded | None, Fate]:
     """A dialogue within `max_length` tokens (None = unlimited), and what that took.
 
     Returns:
@@ -48,15 +48,15 @@ def fit(
 
 def encode_answers(
     messages: Messages, answers: Sequence[str], template: ChatTemplate, max_length: int | None
-) -> tuple[Answers | None, Fate | str]:
+) -> tuple[Answers | None, Fate]:
     """Encode a prompt with each of several answers, prompt + longest answer within `max_length`.
 
     Raises:
         DataError: the template writes the prompt differently for different answers.
     """
-    result, fate = _join(messages, answers, template), ""
+    result = _join(messages, answers, template)
     if max_length is None or _longest(result) <= max_length:
-        return result, fate
+        return result, ""
     for kept, _ in _shorter(messages):
         result = _join(kept, answers, template)
         if _longest(result) <= max_length:
@@ -69,7 +69,7 @@ def encode_answers(
 
 def fit_prompt(
     messages: Messages, template: ChatTemplate, max_length: int | None
-) -> tuple[list[int] | None, Fate | str]:
+) -> tuple[list[int] | None, Fate]:
     """Ids of a prompt that leaves room for at least one token within `max_length`."""
     ids = template.encode_prompt(messages)
     if max_length is None or len(ids) < max_length:
@@ -91,9 +91,12 @@ def _shorter(messages: Messages) -> Iterator[tuple[list[dict[str, Any]], int]]:
 
 
 def _cut(encoded: Encoded, max_length: int) -> tuple[Encoded | None, Fate]:
-    ids, mask = encoded.input_ids[:max_length], encoded.loss_mask[:max_length]
-    turns = [(a, min(b, max_length)) for a, b in encoded.turns if a < max_length]
-    return (Encoded(ids, mask, turns), "cut") if any(mask) else (None, "skipped")
+    # The tokens of an image are whole or not there.
+    end = min([max_length, *(i.start for i in encoded.images if i.start < max_length < i.end)])
+    ids, mask = encoded.input_ids[:end], encoded.loss_mask[:end]
+    turns = [(a, min(b, end)) for a, b in encoded.turns if a < end]
+    images = [image for image in encoded.images if image.end <= end]
+    return (Encoded(ids, mask, turns, images), "cut") if any(mask) else (None, "skipped")
 
 
 def _longest(answers: Answers) -> int:

@@ -23,11 +23,13 @@ class Voice(NamedTuple):
 
     tokenizer: renders prompts and decodes answers; an adapter may bring its own.
     stop_ids: tokens that end an answer.
+    lead: see `main.predictor.request.answer_lead`.
     adapter: what the engine needs to know of an adapter; None = none, or part of the model.
     """
 
     tokenizer: Any
     stop_ids: frozenset[int]
+    lead: str
     adapter: Any = None
 
 
@@ -42,6 +44,7 @@ class BasePredictor(ABC):
     voice: Voice
     context: int | None
     system_prompt: str | None
+    vision: Any = None  # how images become tokens; None for models of text
 
     @abstractmethod
     def _decode(
@@ -123,8 +126,9 @@ class BasePredictor(ABC):
             yield [""] * len(rows), [""] * len(rows)
 
     def _answers(self, rows: list[Row], settings: Any) -> list[Answer]:
-        tokenizer = self._voice(settings).tokenizer
-        return [Answer(tokenizer, settings.stop_texts) for _ in rows]
+        voice = self._voice(settings)
+        lead = voice.lead if settings.build_message else ""
+        return [Answer(voice.tokenizer, settings.stop_texts, lead) for _ in rows]
 
     def _prepare(
         self, query: Any, history: Any, max_new_tokens: int, options: dict[str, Any]
@@ -145,12 +149,15 @@ class BasePredictor(ABC):
             build_message=settings.build_message,
             system_prompt=self.system_prompt,
             template_kwargs=variables,
+            vision=self.vision,
         )
         rows: list[Row] = []
-        for request, ids in enumerate(encode(tokenizer, prompts)):
+        for request, ids in enumerate(encode(tokenizer, prompts, self.vision)):
             limit = self._limit(ids, settings.max_new_tokens, request)
             for sequence in range(settings.num_return_sequences):
-                rows.append(Row(len(rows), ids, limit, _generator(settings, sequence)))
+                row = Row(len(rows), ids, limit, _generator(settings, sequence))
+                row.visuals = prompts.images(request)
+                rows.append(row)
         return rows, settings
 
     def _limit(self, prompt_ids: list[int], max_new_tokens: int, request: int) -> int:

@@ -10,6 +10,7 @@ from main.errors import ConfigError, ModelError
 from main.models import load_tokenizer
 from main.predictor.base import Voice
 from main.predictor.engine import Engine
+from main.predictor.request import answer_lead
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has buffers for
 HELD = 4  # adapters kept in memory, so that switching back does not read files
@@ -123,9 +124,9 @@ class Adapters:
         request = LoRARequest(f"{folder.name}-{number}", number, str(folder))
         self.engine.add_adapter(request)
         if not (folder / "tokenizer_config.json").is_file():
-            return Voice(self.base.tokenizer, self.base.stop_ids, request)
+            return self.base._replace(adapter=request)
         tokenizer = load_tokenizer(folder, trust_remote_code=self.trust_remote_code)
-        return Voice(tokenizer, self.stop_ids(tokenizer), request)
+        return Voice(tokenizer, self.stop_ids(tokenizer), answer_lead(tokenizer), request)
 
 
 def _skeleton(config: Any) -> Any:

@@ -22,6 +22,7 @@ from main.predictor.decode import Row
 from main.predictor.engine import Engine, Request, engine_options
 from main.predictor.lora import Adapters, lora_arguments
 from main.predictor.params import sampling_params, take
+from main.predictor.request import answer_lead
 from main.predictor.sampling import GenerationOptions
 
 OWN_ADAPTER = Path()  # stands for the adapter that the predictor was made with
@@ -126,7 +127,7 @@ class Predictor(BasePredictor):
         self.engine = Engine(arguments)
         try:
             self.context = self.engine.context
-            base = Voice(tokenizer, self._stop_ids(tokenizer))
+            base = Voice(tokenizer, self._stop_ids(tokenizer), answer_lead(tokenizer))
             self._adapters = Adapters(self.engine, base, self._stop_ids, arguments, config)
             self.voice = base if own.peft_path is None else self._adapters.voice(own.peft_path)
         except BaseException:

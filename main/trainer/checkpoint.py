@@ -121,7 +121,8 @@ def load_tensors(directory: Path, name: str) -> Any:
 
 def random_state() -> dict[str, Any]:
     """The state of every generator that training draws from."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state: Any = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = state
     return {
         "python": json.dumps(random.getstate()),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],

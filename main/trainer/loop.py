@@ -31,7 +31,7 @@ from main.trainer.arguments import LoopOptions
 from main.trainer.guards import StopSignal, is_out_of_memory
 from main.trainer.ranks import gather_objects
 from main.trainer.records import Means, Progress, Records, mean_of
-from main.trainer.task import Batch, MicroRows, Task, to_device
+from main.trainer.task import Batch, MicroRows, Row, Task, to_device
 from main.types import EpochResult
 from main.utils.folders import write_directory
 
@@ -232,7 +232,7 @@ class Loop:
         means = Means()
         size = self.task.batch_size_eval
         for piece in shard(range(len(data)), data.lengths, size, self.rank, self.world):
-            rows = [{**data[i], "sample": 0} for i in piece.rows]
+            rows: list[Row] = [{**data[i], "sample": 0} for i in piece.rows]
             metrics = self.task.evaluate(rows, self.accelerator.device)
             if piece.counted:
                 means.add(metrics)

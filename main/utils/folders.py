@@ -1,11 +1,11 @@
 """Folders that stand under their name only when they are complete."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from main.errors import CheckpointError, MainError
+from main.utils.disk import flush
 
 
 def write_directory(final: Path, write: Callable[[Path], None]) -> None:
@@ -23,12 +23,12 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
         remove(temporary)
         temporary.mkdir()
         write(temporary)
-        _flush(temporary)
+        _flush_all(temporary)
         if final.exists():
             remove(aside)
             final.rename(aside)
         temporary.rename(final)
-        _flush_folder(final.parent)
+        flush(final.parent)
     except (OSError, RuntimeError) as error:
         if aside.exists() and not final.exists():
             aside.rename(final)
@@ -53,17 +53,8 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _flush(directory: Path) -> None:
+def _flush_all(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _flush_folder(directory)
-
-
-def _flush_folder(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            flush(path)
+    flush(directory)
