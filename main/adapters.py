@@ -79,6 +79,8 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
     """
     from peft import get_peft_model
 
+    from main.fused import fuse
+
     raise_all(options.problems())
     _refuse_second(model)
     _check_modules(model, options)
@@ -93,6 +95,7 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
         adapted.initial_adapter = {  # type: ignore[assignment]
             k: v.clone() for k, v in adapter_tensors(adapted).items()
         }
+    fuse(adapted)
     return adapted.train(model.training)
 
 
@@ -132,6 +135,8 @@ def _with_places(
     """`model` with an adapter of this configuration, if `tensors` are exactly its weights."""
     from peft import get_peft_model
 
+    from main.fused import fuse
+
     _refuse_second(model)
     _check_architecture(model, config, folder)
     _fit_vocabulary(model, tensors, _pair(folder, model))
@@ -144,6 +149,7 @@ def _with_places(
     except ModelError:
         adapted.unload()
         raise
+    fuse(adapted)
     return adapted
 
 
