@@ -47,7 +47,6 @@ from main.trainer.gae import explained_variance, moments, value_losses, whiten
 from main.trainer.logprobs import scoring
 from main.trainer.policy_loss import clipped_surrogate
 from main.trainer.ppo_options import PPO_LOOP_ALIASES, PPO_SETUP_ALIASES, PPOOptions, PPOSetup
-from main.trainer.ranks import gather_objects, together
 from main.trainer.reference import Reference
 from main.trainer.reward_model import RewardModel, is_reward_model
 from main.trainer.rewards import Rewards
@@ -56,6 +55,7 @@ from main.trainer.similarity import SimilarityReward
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
 from main.utils.encoder import SentenceEncoder
+from main.utils.processes import gather_objects, together
 
 SHOWN = 8  # completions in an epoch's table
 
