@@ -5,10 +5,8 @@ tokenizer with its chat template and variables, the settings for images, and the
 encoded in batches and written at once, so that a file of any size needs the memory of a batch.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +20,7 @@ from main.loaders.registry import get_loader
 from main.loaders.report import Report
 from main.loaders.template import ChatTemplate
 from main.utils.disk import appearing
+from main.utils.processes import one_first
 from main.vision import locate_visuals
 
 if TYPE_CHECKING:
@@ -59,13 +58,9 @@ def load_dataset_split(
     form = get_loader(loader) if isinstance(loader, str) else loader
     word = row_word(path)
     target = cache_folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
-    with _one_first() as failed:
-        try:
-            dataset, report = _open(target) or _build(
-                path, word, form, template, max_length, target
-            )
-        except Exception as error:  # raised again once the other processes are let go
-            failed.append(error)
+    dataset, report = one_first(
+        lambda: _open(target) or _build(path, word, form, template, max_length, target)
+    )
     report.log(path, word, max_length)
     return dataset
 
@@ -214,24 +209,3 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
         cache_dir = Path(config.HF_DATASETS_CACHE) / "main"
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
     return Path(cache_dir)
-
-
-@contextlib.contextmanager
-def _one_first() -> Iterator[list[Exception]]:
-    """Under several processes one a machine passes first, and the others find its cache.
-
-    An error is handed over in the list that is yielded, so that it is raised after the barrier:
-    raised inside, it would leave the other processes waiting.
-    """
-    failed: list[Exception] = []
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import torch
-        from accelerate import PartialState
-
-        # Without a GPU accelerate counts one process unless it is told to use the CPU.
-        with PartialState(cpu=not torch.accelerator.is_available()).local_main_process_first():
-            yield failed
-    else:
-        yield failed
-    if failed:
-        raise failed[0]

@@ -34,11 +34,11 @@ from main.trainer.dpo_options import PreferenceOptions, PreferenceSetup
 from main.trainer.logprobs import scoring
 from main.trainer.losses import kto
 from main.trainer.preferences import Pairs, Referenced, Unpaired
-from main.trainer.ranks import gather_objects, place
 from main.trainer.reference import Reference
 from main.trainer.reference_cache import reference_logprobs
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
+from main.utils.processes import gather_objects, place
 
 
 class Trainer(BaseTrainer):

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from main.trainer.ranks import gather_objects
+from main.utils.processes import gather_objects
 
 Placement = Literal["last", "every"]
 

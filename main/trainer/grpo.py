@@ -35,7 +35,6 @@ from main.trainer.grpo_options import (
     GRPOSetup,
 )
 from main.trainer.kl import kl_estimate
-from main.trainer.ranks import gather_objects, process_count, together
 from main.trainer.reference import Reference
 from main.trainer.rewards import Rewards
 from main.trainer.rollout import Sampler
@@ -44,6 +43,7 @@ from main.trainer.samples import SAMPLE, by_completion, collate, inputs, keep, k
 from main.trainer.scoring import complete, sample_metrics, samples_table
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
+from main.utils.processes import gather_objects, place, together
 
 CISPO_WEIGHT = 5.0  # default of epsilon_high for 'cispo', as ScaleRL recommends (2510.13786)
 TABLE_ROWS = 8  # samples shown an epoch
@@ -248,7 +248,7 @@ class Trainer(BaseTrainer):
     # -- checks
 
     def _check_sizes(self) -> None:
-        options, ranks = self.options, process_count()
+        options, ranks = self.options, place().size
         step = self.batch_size * ranks * options.gradient_accumulation_steps
         if step % options.num_generations:
             raise ConfigError(

@@ -53,13 +53,13 @@ from main.trainer.logprobs import scoring
 from main.trainer.policy_loss import clipped_surrogate, sampling_correction
 from main.trainer.ppo_options import PPO_LOOP_ALIASES, PPO_SETUP_ALIASES, PPOOptions, PPOSetup
 from main.trainer.ppo_rewards import load_reward_source, make_rewards
-from main.trainer.ranks import gather_objects, together
 from main.trainer.records import mean_of
 from main.trainer.reference import Reference
 from main.trainer.rollout import Completion, Sampler
 from main.trainer.samplers import make_sampler
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
+from main.utils.processes import gather_objects, together
 
 SHOWN = 8  # completions in an epoch's table
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from main.errors import TrainingError
 from main.loaders.cache import cache_folder
-from main.trainer.ranks import gather_objects, place
 from main.trainer.task import Row, Rows
 from main.utils.disk import appearing
+from main.utils.processes import gather_objects, join, place
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +94,6 @@ def _write(path: Path, values: Tensor) -> None:
     """By one process a machine."""
     from safetensors.torch import save_file
 
-    rank, world = place()
-    local = rank == 0
-    if world > 1:
-        from accelerate import PartialState
-
-        local = PartialState().is_local_main_process
-    if local:
+    if place().size == 1 or join().is_local_main_process:
         with appearing(path) as temporary:
             save_file({"logprobs": values}, temporary)

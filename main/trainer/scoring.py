@@ -8,11 +8,11 @@ import torch
 
 from main.trainer.advantages import overlong_penalty
 from main.trainer.grpo_options import GRPOOptions
-from main.trainer.ranks import together
 from main.trainer.rewards import Rewards, Scoreable, Scores, as_completion, completion_texts
 from main.trainer.rollout import Completion, Sampler
 from main.trainer.samples import SAMPLE, Sample
 from main.trainer.task import Metrics, Row
+from main.utils.processes import together
 
 
 def complete(
