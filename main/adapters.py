@@ -31,7 +31,8 @@ class LoraOptions:
     and direction apart: 2402.09353; PiSSA starts from the principal components: 2404.02948.
 
     lora_r, lora_alpha, lora_dropout: rank, scale (alpha / r), dropout before the adapter.
-    target_modules: 'all-linear' (without the output layer), layer names, or one regular
+    target_modules: 'all-linear' (without the output layer; of a vision-language model the language
+        part alone, so that its vision tower stays as it is), layer names, or one regular
         expression over full module names.
     init_lora_weights: True (B = 0), 'gaussian', 'pissa', 'pissa_niter_<n>', 'olora', or False.
     modules_to_save: modules trained whole and kept in the adapter, e.g. ['lm_head'].
@@ -111,16 +112,34 @@ def load_adapter(
         MissingFileError: no such folder, or no adapter in it.
         ModelError: an adapter is there already; or this one belongs to another base.
     """
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
+
+    folder = _adapter_folder(path)
+    config, tensors = read_adapter(path)
+    config.inference_mode = not trainable
+    adapted = _with_places(model, config, tensors, folder)
+    set_peft_model_state_dict(adapted, tensors)
+    if trainable:
+        _train_in_float32(adapted, model.dtype)
+    return adapted.train(model.training)
+
+
+def check_adapter(model: "PreTrainedModel", path: str | os.PathLike[str]) -> None:
+    """Raise what `load_adapter` would; `model` stays as it is, and may lie on the meta device."""
+    _with_places(model, *read_adapter(path), _adapter_folder(path)).unload()
+
+
+def _with_places(
+    model: "PreTrainedModel", config: Any, tensors: "dict[str, torch.Tensor]", folder: Path
+) -> "PeftModel":
+    """`model` with an adapter of this configuration, if `tensors` are exactly its weights."""
+    from peft import get_peft_model
 
     from main.fused import fuse
 
     _refuse_second(model)
-    folder = _adapter_folder(path)
-    config = PeftConfig.from_pretrained(str(folder))
-    config.inference_mode = not trainable
     _check_architecture(model, config, folder)
-    tensors = _read(folder)
+    _fit_vocabulary(model, tensors, _pair(folder, model))
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -130,11 +149,18 @@ def load_adapter(
     except ModelError:
         adapted.unload()
         raise
-    set_peft_model_state_dict(adapted, tensors)
-    if trainable:
-        _train_in_float32(adapted, model.dtype)
     fuse(adapted)
-    return adapted.train(model.training)
+    return adapted
+
+
+def read_adapter(path: str | os.PathLike[str]) -> "tuple[Any, dict[str, torch.Tensor]]":
+    """Configuration and tensors of an adapter folder, as its files have them.
+
+    Raises:
+        MissingFileError: no such folder, or no adapter in it.
+        ModelError: damaged weights.
+    """
+    return adapter_config(path), _read(_adapter_folder(path))
 
 
 def save_adapter(
@@ -203,11 +229,22 @@ def _all_linear(model: "PreTrainedModel", trained_whole: list[str]) -> str | lis
     further layers stay bare. Where a short name also means another kind of module, peft decides.
     """
     output = model.get_output_embeddings()
-    linear = {n for n, m in _linear_modules(model) if m is not output}
+    inside = _language_part(model)
+    linear = {n for n, m in _linear_modules(model) if m is not output and n.startswith(inside)}
     linear = {n for n in linear if not any(f".{n}.".find(f".{w}.") >= 0 for w in trained_whole)}
     short = {name.rpartition(".")[2] for name in linear}
     matched = {n for n, _ in model.named_modules() if n.rpartition(".")[2] in short}
+    if matched != linear and inside:
+        return f"{re.escape(inside)}(.+\\.)?({'|'.join(sorted(short))})"
     return sorted(short) if matched == linear else "all-linear"
+
+
+def _language_part(model: "PreTrainedModel") -> str:
+    """Prefix of the modules of the language model beside a vision tower; '' where all is one."""
+    if not hasattr(model.config, "vision_config"):
+        return ""
+    decoder = model.get_decoder()
+    return next((f"{name}." for name, m in model.named_modules() if m is decoder and name), "")
 
 
 def _is_layer_name(targets: str | list[str]) -> bool:
@@ -279,12 +316,24 @@ def _train_in_float32(adapted: "PeftModel", base_dtype: "torch.dtype") -> None:
     """
     from peft.utils import ModulesToSaveWrapper
 
+    _keep_four_bit_layout(adapted)
+
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             _keep_outer_dtype(module.modules_to_save[ADAPTER], base_dtype)
+
+
+def _keep_four_bit_layout(model: "PeftModel") -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for a CPU's inference kernels.
+
+    That rounds their scales to bfloat16, and the steps after an evaluation would go on with those.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _keep_outer_dtype(module: "torch.nn.Module", dtype: "torch.dtype") -> None:
@@ -347,6 +396,17 @@ def _adapter_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def adapter_config(path: str | os.PathLike[str]) -> Any:
+    """peft's configuration of the adapter in folder `path`.
+
+    Raises:
+        MissingFileError: no such folder, or no adapter in it.
+    """
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(str(_adapter_folder(path)))
+
+
 def _read(folder: Path) -> "dict[str, torch.Tensor]":
     import torch
     from safetensors import SafetensorError
@@ -373,6 +433,25 @@ def _check_architecture(model: "PreTrainedModel", config: Any, folder: Path) -> 
             f"{_pair(folder, model)}: it was trained on {trained_on} "
             f"'{config.base_model_name_or_path}'. Load that model."
         )
+
+
+def _fit_vocabulary(
+    model: "PreTrainedModel", tensors: "dict[str, torch.Tensor]", where: str
+) -> None:
+    """Give the embeddings as many rows as the adapter has, which brings both of them whole."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [f"base_model.model.{n}.weight" for n, m in model.named_modules() if m in layers]
+    own = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, index]
+    sizes = {name: len(tensors[name]) for name in names if name in tensors}
+    if not sizes or set(sizes.values()) == {own}:
+        return
+    if len(sizes) < len(names) or len(set(sizes.values())) > 1:
+        raise ModelError(
+            f"{where}: it was trained on a vocabulary of another size ({sizes}, the base has {own} "
+            "rows), and the rows added to the other embedding are not in it. Train with "
+            "modules_to_save=['embed_tokens', 'lm_head'] when you add tokens."
+        )
+    model.resize_token_embeddings(sizes.popitem()[1], mean_resizing=False)
 
 
 def _check_tensors(

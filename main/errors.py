@@ -34,6 +34,10 @@ class TrainingError(MainError, RuntimeError):
     """Training cannot go on: a loss that is not finite, or memory that does not suffice."""
 
 
+class RewardError(MainError, ValueError):
+    """A reward function that raised, or that returned something else than rewards."""
+
+
 class GenerationError(MainError, RuntimeError):
     """A request that the predictor cannot answer, such as a prompt longer than the context."""
 

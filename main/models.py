@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from main.adapters import LoraOptions, add_adapter, load_adapter, save_adapter
-from main.errors import ConfigError, MissingExtraError, MissingFileError, ModelError
+from main.adapters import LoraOptions, add_adapter, load_adapter, read_adapter, save_adapter
+from main.chatglm import is_chatglm, is_chatglm_tokenizer
+from main.errors import ConfigError, MainError, MissingExtraError, MissingFileError, ModelError
 
 if TYPE_CHECKING:  # torch and transformers take seconds: loaded by the functions that need them
     import torch
@@ -18,11 +19,13 @@ __all__ = [
     "add_adapter",
     "context_length",
     "default_device",
+    "dtype_name",
     "family",
     "load_adapter",
     "load_config",
     "load_model",
     "load_tokenizer",
+    "read_adapter",
     "save_adapter",
     "stop_token_ids",
 ]
@@ -32,7 +35,13 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|endoftext|>")
 SPARE_TOKEN = re.compile(r"reserved|unused|extra_0")
-FAMILIES = {"chatglm": "ChatGLM", "glm": "ChatGLM", "qwen": "Qwen", "llama": "Llama"}
+FAMILIES = {
+    "chatglm": "ChatGLM",
+    "glm": "ChatGLM",
+    "qwen": "Qwen",
+    "llama": "Llama",
+    "llava": "Llava",
+}
 
 
 def load_tokenizer(
@@ -48,6 +57,10 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     folder = _local_folder(path)
+    if folder and is_chatglm_tokenizer(folder):
+        from main.chatglm.tokenizer import load_tokenizer as load_chatglm_tokenizer
+
+        return load_chatglm_tokenizer(folder)
     if folder and not _found(folder, TOKENIZER_FILES) and not trust_remote_code:
         raise _nothing_found("tokenizer", folder, TOKENIZER_FILES)
     with _clear_errors("tokenizer", path):
@@ -98,6 +111,10 @@ def load_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False
                 "as peft_path (predictors) or resume_path (trainers)."
             )
         raise _nothing_found("model", folder, ("config.json",))
+    if folder and is_chatglm(folder):
+        from main.chatglm.config import load_config as load_chatglm_config
+
+        return load_chatglm_config(folder)
     with _clear_errors("model", path):
         return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
 
@@ -113,7 +130,7 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> "PreTrainedModel":
-    """A causal language model in eval mode.
+    """A causal language model in eval mode, with its vision tower if it has one.
 
     Args:
         path: folder, or the name of a model on the hub.
@@ -130,30 +147,72 @@ def load_model(
         MissingExtraError: quantization without bitsandbytes.
         ModelError: weights that are damaged or do not belong to the configuration.
     """
-    from transformers import AutoModelForCausalLM
-
     _check_placement(device, device_map, quantization)
-    if config is None:
-        config = load_config(path, trust_remote_code=trust_remote_code)
+    config = _config(path, config, trust_remote_code)
     folder = _local_folder(path)
     if folder and not _found(folder, WEIGHT_PATTERNS):
         raise _nothing_found("model", folder, WEIGHT_PATTERNS)
     device = default_device() if device is None else device
     dtype = _resolve_dtype(dtype, config, device if device_map is None else default_device())
     with _clear_errors("model", path):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path),
+        loader, source = _source(path, config, trust_remote_code)
+        loaded: Any = loader.from_pretrained(
+            **source,
             config=config,
             dtype=dtype,
             device_map=device_map if device_map is not None else {"": device},
             quantization_config=_quantization_config(quantization, dtype),
-            trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **({"attn_implementation": attn_implementation} if attn_implementation else {}),
         )
     model, report = loaded
     _check_loaded(path, config, report)
+    if folder and is_chatglm(folder):
+        from main.chatglm.config import complete
+
+        complete(model, folder)
     return model.eval()
+
+
+def _config(path: str | os.PathLike[str], config: Any, trust_remote_code: bool) -> Any:
+    """The configuration given, or the folder's; a ChatGLM's own class becomes transformers' Glm."""
+    folder = _local_folder(path)
+    if config is None:
+        return load_config(path, trust_remote_code=trust_remote_code)
+    if folder and is_chatglm(folder) and config.model_type == "chatglm":
+        from main.chatglm.config import map_config
+
+        return map_config(config.to_dict(), folder)
+    return config
+
+
+def _source(
+    path: str | os.PathLike[str], config: Any, trust_remote_code: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The class that loads a model, and what of its arguments say where the weights are."""
+    from transformers import GlmForCausalLM
+
+    folder = _local_folder(path)
+    if not folder or not is_chatglm(folder):
+        where = {"pretrained_model_name_or_path": str(path), "trust_remote_code": trust_remote_code}
+        return _auto_class(config), where
+    from main.chatglm.weights import load_weights
+
+    return GlmForCausalLM, {
+        "pretrained_model_name_or_path": None,
+        "state_dict": load_weights(folder, config),
+    }
+
+
+def _auto_class(config: Any) -> Any:
+    """Models that read images have a class of their own, which keeps their vision tower."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    reads_images = (
+        hasattr(config, "vision_config") and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    )
+    return AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
 
 
 def default_device() -> str:
@@ -209,11 +268,25 @@ def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     answer = "the-answer-of-the-assistant"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
     for messages in (turns, [*turns, turns[0]]):
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        text = _probe_text(tokenizer, messages)
         found = _special_prefix(tokenizer, text.rpartition(answer)[2].lstrip())
         if found is not None:
             return found
     return None
+
+
+def _probe_text(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]]) -> str:
+    """The rendered dialogue; contents as parts for a template of a vision model that needs them."""
+    from jinja2 import TemplateError
+
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        if messages[1]["content"] in text:
+            return text
+    except (TemplateError, TypeError):
+        pass
+    return str(tokenizer.apply_chat_template(parts, tokenize=False))
 
 
 def _special_prefix(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
@@ -272,7 +345,7 @@ class _clear_errors:
         import torch
         from safetensors import SafetensorError
 
-        if error is None or isinstance(error, MissingExtraError | torch.OutOfMemoryError):
+        if error is None or isinstance(error, MainError | torch.OutOfMemoryError):
             return
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
@@ -355,3 +428,8 @@ def _check_loaded(path: str | os.PathLike[str], config: Any, report: dict[str, A
             f"{config.model_type} configuration calls for, e.g. '{first}'. The download may be "
             "incomplete, or config.json of another model."
         )
+
+
+def dtype_name(config: Any, dtype: "str | torch.dtype" = "auto") -> str:
+    """The dtype in which `load_model` would load on this process's device, e.g. 'float32'."""
+    return str(_resolve_dtype(dtype, config, default_device())).removeprefix("torch.")

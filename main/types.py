@@ -28,3 +28,18 @@ class EpochResult(NamedTuple):
     eval: dict[str, float]
     checkpoint: Path | None
     step: int
+
+
+class ScoredAnswer(NamedTuple):
+    """An answer with its tokens, as `predict_with_logprobs` returns it.
+
+    text: the answer; a stop text and what follows it are not part of it.
+    token_ids: all tokens generated, the end token among them.
+    logprobs: one for each of `token_ids`, nats.
+    finish_reason: 'stop' = an end token or a stop text came, 'length' = the limit cut the answer.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: Literal["stop", "length"]

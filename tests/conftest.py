@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -81,3 +82,21 @@ def tiny_model_path(small_model_path: Path, tmp_path_factory: pytest.TempPathFac
         LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `vllm` run where it is installed."""
+    if importlib.util.find_spec("vllm"):
+        return
+    skip = pytest.mark.skip(reason="vllm is not installed: make install-vllm")
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def vision_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Random checkpoints of the vision-language families, see `vision_support.Checkpoints`."""
+    from vision_support import Checkpoints
+
+    return Checkpoints(tmp_path_factory.mktemp("vision"))

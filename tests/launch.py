@@ -7,28 +7,51 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+STARTERS = {
+    # With `--cpu`, or with nothing where there is no GPU, accelerate starts one process, whatever
+    # `--num_processes` says.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
+                   "--mixed_precision", "no", "--dynamo_backend", "no"],
+    "torchrun": ["torch.distributed.run", "--nnodes", "1"],
+}  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(
+    script: str | Path,
+    *arguments: str,
+    processes: int = 2,
+    by: str = "accelerate",
+    options: tuple[str, ...] = (),
+) -> list[str]:
+    number, port = (
+        ("--nproc_per_node", "--master_port")
+        if by == "torchrun"
+        else ("--num_processes", "--main_process_port")
+    )
+    start = [sys.executable, "-m", *STARTERS[by], number, str(processes)]
+    return [*start, port, str(free_port()), *options, str(script), *arguments]
+
+
+def environment() -> dict[str, str]:
+    changes = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | changes
 
 
 def launch(
-    script: str | Path, *arguments: str, processes: int = 2, timeout: float = 300
+    script: str | Path, *arguments: str, timeout: float = 300, **how
 ) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch script arguments` on the CPU; the output of all processes together.
-
-    Without `--multi_gpu`, accelerate starts one process where there is no GPU, whatever
-    `--num_processes` says.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", str(processes), "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(port), str(script), *arguments]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    """`accelerate launch script arguments` on the CPU; the output of all processes together."""
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        command(script, *arguments, **how),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )

@@ -65,6 +65,10 @@ def test_good_rows_have_no_problems(loader: str, row: dict[str, Any]) -> None:
         ({"conversations": [{"role": None, "content": "x"}]}, "has the role None"),
         ({"conversations": [{"role": "user", "content": 3}]}, "must be a string; found int 3."),
         (
+            {"conversations": [{"role": "user", "content": "a", "metadata": {}}]},
+            "conversations[0] 'metadata' must be a string; found dict {}.",
+        ),
+        (
             {"conversations": [{"role": "user", "content": None}]},
             "must be a string; found NoneType",
         ),
@@ -174,8 +178,10 @@ def test_prompt_and_answer_are_the_ids_of_the_whole_dialogue(thinking: dict[str,
 
 def test_reward_rows_keep_their_answers_together() -> None:
     template = chat("smollm2")
-    row = {"conversations": turns("q"), "gold_answers": "a", "bad_answers": ["b", "c"]}
+    row = {"conversations": turns("问"), "gold_answers": "a", "bad_answers": ["b", "c"], "level": 3}
     (record,) = preference.encode_rewarded([(1, row)], template, None, Report())
+    assert json.loads(record["prompt"]) == turns("问")
+    assert json.loads(record["columns"]) == {"level": 3}
     assert (record["gold"], record["bad"]) == (["a"], ["b", "c"])
     decoded = [template.tokenizer.decode(ids) for ids in record["gold_ids"] + record["bad_ids"]]
     assert decoded == ["a<|im_end|>", "b<|im_end|>", "c<|im_end|>"]

@@ -142,3 +142,16 @@ def test_an_empty_selection_has_a_zero_gradient():
     input_ids, loss_mask = batch()
     LogprobModel(model)(input_ids, torch.zeros_like(loss_mask)).logprobs.sum().backward()
     assert all(float(grad.abs().sum()) == 0 for grad in gradients(model).values())
+
+
+@pytest.mark.parametrize("plain_head", [True, False])
+def test_an_entropy_without_gradient_has_the_same_value_and_moves_nothing(plain_head):
+    model = LogprobModel(adapted(llama()))
+    if not plain_head:
+        model.causal_lm().config.logits_scaling = 2.0
+    ids = torch.arange(12).view(2, 6)
+    mask = torch.ones(2, 6, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
+    expected = model(ids, mask, entropy=True).entropy
+    found = model(ids, mask, entropy=True, entropy_gradient=False)
+    assert torch.equal(found.entropy, expected) and not found.entropy.requires_grad
+    assert expected.requires_grad and found.logprobs.requires_grad

@@ -384,3 +384,25 @@ def test_below_float32_an_adapter_is_not_merged(tiny_path, tmp_path):
     predictor = Predictor(tiny_path, tmp_path, device="cpu", dtype="bfloat16")
     assert hasattr(predictor.model, "peft_config")
     assert len(predictor("Hi", max_new_tokens=3)) == 1
+
+
+def test_logprobs_on_request_are_those_of_the_model_for_each_token(tiny):
+    for options in ({}, {"temperature": 0.7, "seed": 3}):
+        (answer,) = tiny.predict_with_logprobs("Hi", max_new_tokens=6, **options)
+        assert [answer.text] == tiny("Hi", max_new_tokens=6, **options)
+        rows, _ = tiny._prepare("Hi", None, 6, {})
+        ids = torch.tensor([rows[0].prompt_ids + answer.token_ids])
+        logits = tiny.model(ids).logits[0, len(rows[0].prompt_ids) - 1 : -1]
+        scores = (logits / options.get("temperature", 1)).log_softmax(-1)
+        expected = scores.gather(-1, torch.tensor(answer.token_ids)[:, None])[:, 0].tolist()
+        assert answer.logprobs == pytest.approx(expected, abs=1e-4)
+        assert answer.finish_reason == "length"
+
+
+@pytest.mark.slow
+def test_a_scored_answer_ends_with_its_end_token_and_says_that_it_stopped(predictor):
+    (answer,) = predictor.predict_with_logprobs("What is the capital of France?")
+    assert answer.finish_reason == "stop"
+    assert answer.token_ids[-1] in predictor.stop_ids
+    assert len(answer.logprobs) == len(answer.token_ids)
+    assert "Paris" in answer.text

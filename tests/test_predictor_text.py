@@ -57,3 +57,13 @@ def test_the_earliest_of_several_stop_texts_counts(small_model_path):
 @pytest.mark.parametrize("finished", [True, False])
 def test_an_answer_without_tokens_is_empty(small_model_path, finished):
     assert Answer(load_tokenizer(small_model_path), []).update([], finished) == ""
+
+
+def test_the_blanks_before_an_answer_are_not_shown_and_those_within_are(small_model_path):
+    tokenizer = load_tokenizer(small_model_path)
+    for given, expected in [("\n one\n two", "one\n two"), ("\n", ""), ("\n\n x", "\n\n x")]:
+        answer, chunks = Answer(tokenizer, [], lead="\n "), []
+        ids = tokenizer(given)["input_ids"]
+        for end in range(1, len(ids) + 1):
+            chunks.append(answer.update(ids[:end], finished=end == len(ids)))
+        assert "".join(chunks) == answer.text == expected

@@ -10,6 +10,7 @@ from main.errors import ConfigError, GenerationError
 from main.models import load_tokenizer
 from main.predictor.request import (
     Prompts,
+    answer_lead,
     build_dialogues,
     build_prompts,
     encode,
@@ -133,6 +134,14 @@ def test_a_raw_prompt_gets_the_bos_that_it_lacks_and_no_second_one(llama3_tokeni
     assert plain == tokenizer("Once")["input_ids"]
 
 
+@pytest.mark.parametrize("name", ["llama3", "qwen2_5", "qwen3", "glm4moe"])
+def test_no_blanks_lead_an_answer_whose_prompt_includes_them(
+    llama3_tokenizer_path, qwen_tokenizer_path, name
+):
+    path = llama3_tokenizer_path if name == "llama3" else qwen_tokenizer_path
+    assert answer_lead(with_template(path, name)) == ""
+
+
 def test_template_variables_reach_the_template(qwen_tokenizer_path):
     tokenizer = with_template(qwen_tokenizer_path, "qwen3")
     assert {"enable_thinking", "tools"} <= template_variables(tokenizer)
@@ -164,7 +173,7 @@ def test_images_need_a_processor_and_text_parts_are_joined(small_model_path):
     tokenizer = load_tokenizer(small_model_path)
     image = {"type": "image", "image": "./example.jpg"}
     text = {"type": "text", "text": "Who is she?"}
-    with pytest.raises(GenerationError, match="1 parts of type 'image', and this model has no"):
+    with pytest.raises(GenerationError, match="1 parts of type 'image', and this model takes"):
         build_prompts(tokenizer, [{"role": "user", "content": [image, text]}])
     parts = build_prompts(tokenizer, {"role": "user", "content": [text]})
     assert parts == build_prompts(tokenizer, "Who is she?")

@@ -92,3 +92,21 @@ def test_a_changed_policy_is_followed_at_once():
                 parameter.mul_(-3)
     after = ours.sample(PROMPTS, range(4), greedy=True)
     assert [c.ids for c in before] != [c.ids for c in after]
+
+
+def test_a_prompt_of_several_completions_is_run_once_and_they_are_what_they_are_alone():
+    model = policy()
+    prompts = [[3] * 12, *[[1, 5, 9]] * 5, [2, 7], [8, 8, 8], *[[1, 5, 9]] * 2]
+    seen = []
+    hook = model.get_base_model().model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    together = sampler(model).sample(prompts, range(10))
+    hook.remove()
+    # one row each of: the twelve threes; the two runs of (1, 5, 9), (8, 8, 8); (2, 7)
+    assert [tuple(shape) for shape in seen[:3]] == [(1, 12), (3, 3), (1, 2)]
+    assert seen[3][1] == 1
+    for prompt, seed, found in zip(prompts, range(10), together, strict=True):
+        (alone,) = sampler(model).sample([prompt], [seed])
+        assert found.ids == alone.ids
+        assert found.sampling_logprobs == pytest.approx(alone.sampling_logprobs, abs=1e-5)

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from main.errors import ConfigError
+from main.evaluation.claims import Claims
 from main.evaluation.items import Item, items_of, read_items
 from main.evaluation.outputs import Appender, Counts, Outputs, encode_line
-from main.evaluation.ranks import Claims, Ranks, current_ranks
+from main.utils.processes import Place, decide, place, raise_together
 
 logger = logging.getLogger("main.evaluation")
 
@@ -132,25 +133,25 @@ def _run(
     progress: bool | None,
 ) -> InferenceSummary:
     started = time.monotonic()
-    ranks = current_ranks()
+    here = place()
     outputs = Outputs(save_path, items)
     try:
-        plan = ranks.decide(lambda: _plan(outputs, ranks, overwrite, retry_failed))
-        ranks.raise_together(_same_input(plan, outputs))
+        plan = decide(lambda: _plan(outputs, here, overwrite, retry_failed))
+        raise_together(_same_input(plan, outputs))
         todo = [item for item in items if item.idx not in plan.done]
-        path = outputs.save_path if ranks.size == 1 else outputs.part(ranks.rank)
+        path = outputs.save_path if here.size == 1 else outputs.part(here.rank)
         claims = Claims(plan.claims)
-        with _bar(len(items), len(plan.done), progress, ranks) as bar:
+        with _bar(len(items), len(plan.done), progress, here) as bar:
             error = _work(_batches(todo, batch_size), batcher, path, claims, bar)
-        ranks.raise_together(error)
-        counts: Counts = ranks.decide(outputs.finish)
+        raise_together(error)
+        counts: Counts = decide(outputs.finish)
     except KeyboardInterrupt:
         logger.warning("Interrupted. Run the same call again: it continues %s.", save_path)
         raise
     finally:
         outputs.release()
     summary = InferenceSummary(*counts, outputs.save_path, time.monotonic() - started)
-    if ranks.is_main:
+    if here.is_main:
         print(
             f"{summary.path}: {summary.rows} rows, {summary.failed} failed, "
             f"{len(todo)} answered now in {summary.seconds:.1f} s"
@@ -158,9 +159,9 @@ def _run(
     return summary
 
 
-def _plan(outputs: Outputs, ranks: Ranks, overwrite: bool, retry_failed: bool) -> Plan:
+def _plan(outputs: Outputs, here: Place, overwrite: bool, retry_failed: bool) -> Plan:
     done = outputs.prepare(overwrite, retry_failed)
-    if ranks.size == 1:
+    if here.size == 1:
         return Plan(done, None, outputs.input_hash)
     claims = outputs.folder / f"claims-{secrets.token_hex(4)}"
     claims.mkdir()
@@ -253,10 +254,10 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
         yield list(items[start : start + size])
 
 
-def _bar(total: int, done: int, progress: bool | None, ranks: Ranks) -> tqdm:
+def _bar(total: int, done: int, progress: bool | None, here: Place) -> tqdm:
     wanted = sys.stderr.isatty() if progress is None else progress
     return tqdm(
-        total=total, initial=done, unit="rows", disable=not (wanted and ranks.is_main), leave=False
+        total=total, initial=done, unit="rows", disable=not (wanted and here.is_main), leave=False
     )
 
 

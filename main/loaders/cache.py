@@ -1,14 +1,12 @@
 """A data file -> an Arrow file of encoded rows, made once and memory-mapped ever after.
 
 The cache's key is made of everything that changes the ids: the file's bytes, the row format, the
-tokenizer with its chat template and variables, and the limit. Rows are encoded in batches and
-written at once, so that a file of any size needs the memory of a batch.
+tokenizer with its chat template and variables, the settings for images, and the limit. Rows are
+encoded in batches and written at once, so that a file of any size needs the memory of a batch.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +20,8 @@ from main.loaders.registry import get_loader
 from main.loaders.report import Report
 from main.loaders.template import ChatTemplate
 from main.utils.disk import appearing
+from main.utils.processes import one_first
+from main.vision import locate_visuals
 
 if TYPE_CHECKING:
     import datasets
@@ -57,14 +57,10 @@ def load_dataset_split(
     path = Path(path)
     form = get_loader(loader) if isinstance(loader, str) else loader
     word = row_word(path)
-    target = _folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
-    with _one_first() as failed:
-        try:
-            dataset, report = _open(target) or _build(
-                path, word, form, template, max_length, target
-            )
-        except Exception as error:  # raised again once the other processes are let go
-            failed.append(error)
+    target = cache_folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
+    dataset, report = one_first(
+        lambda: _open(target) or _build(path, word, form, template, max_length, target)
+    )
     report.log(path, word, max_length)
     return dataset
 
@@ -115,11 +111,25 @@ def _valid_rows(path: Path, form: Format, report: Report) -> Iterator[Numbered]:
 
     for number, row in read_rows(path, on_bad):
         report.rows += 1
-        problems = form.validate(row)
+        problems = form.validate(row) or _located(row, path.parent)
         if problems:
             report.refuse(number, problems)
         else:
             yield number, row
+
+
+def _located(row: dict[str, Any], folder: Path) -> list[str]:
+    """Make the paths of images absolute; a sentence for each that does not exist."""
+    dialogues = {name: value for name, value in row.items() if _is_dialogue(value)}
+    return [
+        f"'{name}': {problem}"
+        for name, dialogue in dialogues.items()
+        for problem in locate_visuals(dialogue, folder)
+    ]
+
+
+def _is_dialogue(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) for m in value)
 
 
 def _why_empty(path: Path, word: str, report: Report, max_length: int | None) -> str:
@@ -186,34 +196,16 @@ def _key(
     path: Path, form: Format, template: ChatTemplate | PlainText, max_length: int | None
 ) -> str:
     parts = [_digest(path), form.name, form.version, template.fingerprint(), max_length]
+    if getattr(template, "vision", None) is not None:  # relative paths of images begin there
+        parts += [str(path.parent.absolute()), str(Path.cwd())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _folder(cache_dir: str | Path | None) -> Path:
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Where encoded rows are kept, and what else is made of them once."""
     if cache_dir is None:
         from datasets import config
 
         cache_dir = Path(config.HF_DATASETS_CACHE) / "main"
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
     return Path(cache_dir)
-
-
-@contextlib.contextmanager
-def _one_first() -> Iterator[list[Exception]]:
-    """Under several processes one a machine passes first, and the others find its cache.
-
-    An error is handed over in the list that is yielded, so that it is raised after the barrier:
-    raised inside, it would leave the other processes waiting.
-    """
-    failed: list[Exception] = []
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import torch
-        from accelerate import PartialState
-
-        # Without a GPU accelerate counts one process unless it is told to use the CPU.
-        with PartialState(cpu=not torch.accelerator.is_available()).local_main_process_first():
-            yield failed
-    else:
-        yield failed
-    if failed:
-        raise failed[0]

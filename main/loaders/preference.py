@@ -4,6 +4,7 @@ Either field of answers is a string or a list of strings. LLM_DPO makes one pair
 every bad answer of a row; LLM_RLHF keeps the answers of a row together, as text and as ids.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,11 +50,14 @@ def encode_pairs(
 def encode_rewarded(
     rows: Sequence[Numbered], template: ChatTemplate, max_length: int | None, report: Report
 ) -> Iterator[Row]:
-    """LLM_RLHF: one record a row."""
+    """LLM_RLHF: one record a row; its question and further fields as JSON, for reward functions."""
     for number, row, answers in _encoded(rows, template, max_length, report):
+        others = {name: value for name, value in row.items() if name not in _FIELDS}
         gold, bad = listed(row["gold_answers"]), listed(row["bad_answers"])
         yield {
             "prompt_ids": answers.prompt_ids,
+            "prompt": json.dumps(row["conversations"], ensure_ascii=False),
+            "columns": json.dumps(others, ensure_ascii=False),
             "gold": gold,
             "bad": bad,
             "gold_ids": answers.completion_ids[: len(gold)],
@@ -119,9 +123,11 @@ PAIRS = Format(
 )
 REWARDED = Format(
     "rewarded",
-    1,
+    2,
     {
         "prompt_ids": ["int32"],
+        "prompt": "string",
+        "columns": "string",
         "gold": ["string"],
         "bad": ["string"],
         "gold_ids": [_ANSWER_IDS],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from main.errors import ConfigError, DataError, MissingFileError
-from main.loaders import chat, grpo, preference, pure
+from main.loaders import chat, grpo, kto, preference, pure
 from main.loaders.format import Format
 from main.options import nearest
 
@@ -20,6 +20,7 @@ LOADERS: dict[str, Format] = {
     "ChatGLM_LoRA": pure.FORMAT,
     "LLM_DPO": preference.PAIRS,
     "LLM_RLHF": preference.REWARDED,
+    "LLM_KTO": kto.FORMAT,
     "LLM_GRPO": grpo.FORMAT,
 }
 

@@ -1,8 +1,9 @@
 """Token-by-token decoding of a batch of prompts; finished rows leave the batch at once."""
 
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Row:
     completion_ids: tokens generated so far, a stop token not among them.
     stop_id: the stop token that ended the answer; None while it goes on or if it was cut.
     logprobs: of `completion_ids` and then `stop_id`, where `decode` was asked for them.
+    visuals: the images and videos whose tokens stand in `prompt_ids`, in order.
     """
 
     index: int
@@ -39,6 +41,7 @@ class Row:
     finished: bool = False
     stop_id: int | None = None
     logprobs: list[float] = field(default_factory=list)
+    visuals: Sequence[Any] = ()
 
     @property
     def length(self) -> int:
@@ -79,12 +82,14 @@ def decode(
     stop_ids: Collection[int],
     pad_id: int,
     logprobs: bool = False,
+    vision: Any = None,
 ) -> Iterator[list[Row]]:
     """Yield the rows that got a token, until all are finished.
 
     The caller may set `finished` of a row between two steps. When memory runs out, the batch is
     halved and each half goes on from the tokens that it has. With `logprobs` the rows collect those
-    of their tokens, see `chosen_logprobs`.
+    of their tokens, see `chosen_logprobs`. `vision` makes the pixels of their images, see
+    `main.vision.VisionProcessor`.
 
     Raises:
         GenerationError: a single row does not fit into memory.
@@ -95,7 +100,7 @@ def decode(
         if not batch:
             continue
         try:
-            yield from _decode(model, batch, options, stop_ids, pad_id, logprobs)
+            yield from _decode(model, batch, options, stop_ids, pad_id, logprobs, vision)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -124,9 +129,10 @@ def _decode(
     stop_ids: Collection[int],
     pad_id: int,
     logprobs: bool,
+    vision: Any,
 ) -> Iterator[list[Row]]:
     rows = sorted(rows, key=lambda row: -row.length)
-    state = _State(model, rows, options, pad_id, logprobs)
+    state = _State(model, rows, options, pad_id, logprobs, vision)
     while running := [row for row in rows if not row.finished]:
         if len(running) < len(rows) and state.can_drop:
             state.keep([i for i, row in enumerate(rows) if not row.finished])
@@ -154,6 +160,18 @@ def like_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return groups
 
 
+def _runs(ids: Sequence[list[int]]) -> list[int]:
+    """Number of each prompt's run of equal ones.
+
+    >>> _runs([[7, 8], [7, 8], [9], [7, 8]])
+    [0, 0, 1, 2]
+    """
+    runs: list[int] = []
+    for i, row in enumerate(ids):
+        runs.append(runs[-1] + (row != ids[i - 1]) if runs else 0)
+    return runs
+
+
 class _State:
     """The tensors of a batch: what the next forward pass is given, and the cache."""
 
@@ -164,6 +182,7 @@ class _State:
         options: GenerationOptions,
         pad_id: int,
         logprobs: bool,
+        vision: Any,
     ):
         self.model, self.options, self.logprobs = model, options, logprobs
         ids = [row.prompt_ids + row.completion_ids for row in rows]
@@ -174,8 +193,14 @@ class _State:
         self.ids = torch.tensor(padded, device=device)  # (B, P), afterwards (B, 1)
         self.mask = torch.tensor(kept, device=device)  # (B, P + T)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.vision, self.prompts = vision, rows
+        if vision is not None:
+            visuals = [visual for row in rows for visual in row.visuals]
+            places = vision.positions(model, self.ids, self.mask, visuals)
+            self.positions = self.positions if places is None else places  # (3, B, P)
         self.capacity = width + max(row.limit for row in rows)
         self.lengths = [row.length for row in rows]
+        self.runs = _runs(ids)
         self.cache: Any = None  # made by the first step
         self.can_drop = can_drop_rows(new_cache(model, 0))
         self.seen: torch.Tensor | None = None  # (B, V), made with the first logits
@@ -196,23 +221,48 @@ class _State:
         return tokens.tolist(), scores
 
     def _prefill(self) -> torch.Tensor:
-        """Run the prompts in groups of like length, so that little of the work is padding."""
-        groups = like_lengths(self.lengths)
+        """Run the prompts in groups of like length, so that little of the work is padding.
+
+        Equal prompts that follow each other are run once; then each row gets its copy.
+        """
+        runs = self.runs if self.can_drop else list(range(len(self.lengths)))
+        firsts = [i for i, run in enumerate(runs) if i == 0 or run != runs[i - 1]]
+        lengths = [self.lengths[i] for i in firsts]
+        groups = like_lengths(lengths)
         if len(groups) > 1 and not can_join(new_cache(self.model, 0)):
-            groups = [(0, len(self.lengths))]
+            groups = [(0, len(lengths))]
         logits, caches = [], []
         for start, end in groups:
-            width = self.lengths[start]
-            part = (slice(start, end), slice(-width, None))
+            width = lengths[start]
+            part = (torch.tensor(firsts[start:end], device=self.ids.device), slice(-width, None))
             caches.append(new_cache(self.model, width if len(groups) > 1 else self.capacity))
+            positions = self.positions[..., *part]
+            pixels = self._pixels(self.prompts[start:end])
             logits.append(
-                self._forward(self.ids[part], self.mask[part], self.positions[part], caches[-1])
+                self._forward(self.ids[part], self.mask[part], positions, caches[-1], pixels)
             )
+        self.prompts = []
         self.cache = caches[0] if len(caches) == 1 else join(caches, self.capacity)
-        return torch.cat(logits)
+        if len(firsts) == len(runs):
+            return torch.cat(logits)
+        copies = torch.tensor(runs, device=self.ids.device)
+        self.cache.batch_select_indices(copies)
+        return torch.cat(logits)[copies]
+
+    def _pixels(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        if self.vision is None:
+            return {}
+        names = [f"request {row.index}" for row in rows]
+        made = self.vision.inputs([r.prompt_ids for r in rows], [r.visuals for r in rows], names)
+        return {name: tensor.to(self.model.device) for name, tensor in made.items()}
 
     def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: Any,
+        pixels: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor:
         """Logits (B, V) after the last of `ids` (B, new tokens)."""
         output = self.model(
@@ -222,6 +272,7 @@ class _State:
             past_key_values=cache,
             use_cache=True,
             **self.extra,
+            **pixels,
         )
         return output.logits[:, -1].float()
 
@@ -235,7 +286,7 @@ class _State:
     def _advance(self, tokens: torch.Tensor) -> None:
         self.ids = tokens  # (B, 1)
         self.mask = torch.cat([self.mask, torch.ones_like(tokens)], dim=1)
-        self.positions = self.positions[:, -1:] + 1
+        self.positions = self.positions[..., -1:] + 1  # a prompt ends in text, never in an image
         if self.seen is not None:
             self.seen.scatter_(1, tokens, True)
 
@@ -243,7 +294,7 @@ class _State:
         """Drop all rows but these."""
         chosen = torch.tensor(indices, device=self.ids.device)
         self.ids, self.mask = self.ids[chosen], self.mask[chosen]
-        self.positions = self.positions[chosen]
+        self.positions = self.positions[..., chosen, :]
         self.seen = None if self.seen is None else self.seen[chosen]
         self.cache.batch_select_indices(chosen)
 

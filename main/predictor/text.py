@@ -14,10 +14,13 @@ class Answer:
 
     text: what may be shown so far; it only ever grows.
     stopped: a stop text came up; `text` ends before it.
+    lead: blanks that the chat template puts before an answer, not part of it.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_texts: Sequence[str]):
-        self.tokenizer, self.stop_texts = tokenizer, stop_texts
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", stop_texts: Sequence[str], lead: str = ""
+    ):
+        self.tokenizer, self.stop_texts, self.lead = tokenizer, stop_texts, lead
         self.text = ""
         self.stopped = False
 
@@ -42,7 +45,8 @@ class Answer:
         text = self.tokenizer.decode(
             list(completion_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return str(text).rstrip(HALF)
+        text = str(text).rstrip(HALF)
+        return "" if self.lead.startswith(text) else text.removeprefix(self.lead)
 
     def _show(self, text: str, final: bool) -> str:
         if not (final or text.startswith(self.text)):

@@ -13,6 +13,7 @@ from main.models import (
     add_adapter,
     family,
     load_adapter,
+    load_config,
     load_model,
     load_tokenizer,
     save_adapter,
@@ -24,6 +25,7 @@ from main.trainer.logprobs import LogprobModel
 from main.trainer.loop import Loop, Place
 from main.trainer.task import Task
 from main.types import EpochResult
+from main.vision import load_vision
 
 
 class EncodedRows:
@@ -48,6 +50,7 @@ class BaseTrainer(Task):
     setup_aliases: ClassVar[Mapping[str, str]] = SETUP_ALIASES
     loop_aliases: ClassVar[Mapping[str, str]] = LOOP_ALIASES
     loaders: ClassVar[tuple[str, ...]]  # row formats that the method can train on
+    takes_images: ClassVar[bool] = False  # whether its batches carry pixels
 
     def __init_subclass__(cls) -> None:
         """Show the real arguments in `help()` and to editors, not `**arguments`."""
@@ -63,7 +66,10 @@ class BaseTrainer(Task):
         self.tokenizer = setup.tokenizer or load_tokenizer(
             setup.from_pretrained, trust_remote_code=setup.trust_remote_code
         )
-        self.template = get_template(self.tokenizer, setup.loader_name, **setup.template_kwargs)
+        self.vision = self._load_vision() if self.takes_images else None
+        self.template = get_template(
+            self.tokenizer, setup.loader_name, self.vision, **setup.template_kwargs
+        )
         self.batch_size = setup.batch_size
         self.batch_size_eval = setup.batch_size_eval or setup.batch_size
         self._load_data(files)
@@ -93,6 +99,13 @@ class BaseTrainer(Task):
             f"it must be one of {list(self.loaders)}."
         ]
 
+    def _load_vision(self) -> Any:
+        setup = self.setup
+        config = setup.config or load_config(
+            setup.from_pretrained, trust_remote_code=setup.trust_remote_code
+        )
+        return load_vision(setup.from_pretrained, config, self.tokenizer)
+
     def _load_data(self, files: dict[str, Path]) -> None:
         setup = self.setup
         if "train" not in files:
@@ -102,7 +115,7 @@ class BaseTrainer(Task):
 
         def load(split: str) -> Any:
             return EncodedRows(
-                load_dataset_split(files[split], setup.loader_name, self.template, setup.max_length)
+                load_dataset_split(files[split], self.row_format, self.template, setup.max_length)
             )
 
         self.train_data = load("train")
@@ -129,6 +142,11 @@ class BaseTrainer(Task):
         set_seed(setup.seed)
         names = [field.name for field in fields(LoraOptions)]
         return add_adapter(base, LoraOptions(**{name: getattr(setup, name) for name in names}))
+
+    @property
+    def row_format(self) -> str:
+        """The loader that encodes the rows: the one asked for, unless a method reads them anew."""
+        return self.setup.loader_name
 
     @property
     def causal_lm(self) -> Any:

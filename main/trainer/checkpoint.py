@@ -8,10 +8,7 @@
 """
 
 import json
-import os
 import random
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +16,10 @@ import numpy as np
 import torch
 
 from main.errors import CheckpointError
+from main.utils.folders import hidden, remove
 
 STATE = "trainer_state"
 PROGRESS = "progress.json"
-
-
-def write_directory(final: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary sibling, flush it to disk, then give it its name.
-
-    Whatever fails, a directory that stood under the name before still stands.
-
-    Raises:
-        CheckpointError: the disk is full or not writable; nothing half-written is left.
-    """
-    temporary, aside = _hidden(final, "tmp"), _hidden(final, "old")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
-        temporary.mkdir()
-        write(temporary)
-        _flush(temporary)
-        if final.exists():
-            _remove(aside)
-            final.rename(aside)
-        temporary.rename(final)
-        _flush_folder(final.parent)
-    except (OSError, RuntimeError) as error:
-        if aside.exists() and not final.exists():
-            aside.rename(final)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"{final} could not be written: {error}. Earlier checkpoints are intact; "
-            "free some space or choose another output_dir."
-        ) from error
-    _remove(aside)
 
 
 def recover(root: Path) -> None:
@@ -60,11 +27,11 @@ def recover(root: Path) -> None:
     for aside in root.glob(".*.old"):
         final = root / aside.name[1 : -len(".old")]
         if final.exists():
-            _remove(aside)
+            remove(aside)
         else:
             aside.rename(final)
     for temporary in root.glob(".*.tmp"):
-        _remove(temporary)
+        remove(temporary)
 
 
 def complete(root: Path) -> list[Path]:
@@ -184,31 +151,6 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 def _delete(path: Path) -> None:
     if path.exists():
-        doomed = _hidden(path, "tmp")
+        doomed = hidden(path, "tmp")
         path.rename(doomed)  # incomplete from here on, whatever interrupts the deletion
-        _remove(doomed)
-
-
-def _hidden(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{kind}")
-
-
-def _remove(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)
-
-
-def _flush(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _flush_folder(directory)
-
-
-def _flush_folder(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        remove(doomed)

@@ -1,8 +1,9 @@
 """Hidden states -> log-probabilities of the trained tokens only.
 
 This is the one place that shifts: the token at position t is predicted by the hidden state at
-t - 1. Only the masked positions reach the output layer, so the full (B, T, V) logits never exist,
-and of the (N, V) logits of the N trained tokens only one chunk exists at a time.
+t - 1, or, where it begins a further answer to a shared prompt, by the prompt's last one. Only the
+masked positions reach the output layer, so the full (B, T, V) logits never exist, and of the (N, V)
+logits of the N trained tokens only one chunk exists at a time.
 """
 
 from collections.abc import Iterator
@@ -62,6 +63,8 @@ class LogprobModel(nn.Module):
         attention_mask: Tensor | None = None,
         temperature: float = 1.0,
         entropy: bool = False,
+        position_ids: Tensor | None = None,
+        entropy_gradient: bool = True,
         **inputs: Any,
     ) -> TokenLogprobs:
         """Score the tokens of `input_ids` where `loss_mask` is True.
@@ -71,24 +74,44 @@ class LogprobModel(nn.Module):
             loss_mask: (B, T) bool; column 0 must be False, nothing predicts it.
             attention_mask: (B, T) bool, needed for left padding only. Without it rows are taken as
                 right-padded: under causal attention no real token sees the padding after it.
+                Or (B, 1, T, T) bool with `position_ids`, see main/trainer/branches.py.
             temperature: divides the logits; 1.0 is the model's own distribution.
-            entropy: also return the entropy, with gradient.
+            entropy: also return the entropy, with gradient unless `entropy_gradient` is False,
+                which saves a product with the output layer.
+            position_ids: (B, T), by default counted from the first real token. A position that
+                does not follow its neighbour's begins another answer to the prompt at the row's
+                beginning.
             inputs: further model inputs, such as `pixel_values`.
         """
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
-            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            if position_ids is None:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids
         causal_lm = self.causal_lm()
         output = causal_lm.base_model(input_ids=input_ids, use_cache=False, **inputs)
-        # (B, T, H) -> (N, H): position t is predicted from t - 1
-        hidden = output.last_hidden_state[:, :-1][loss_mask[:, 1:]]
-        labels = input_ids[:, 1:][loss_mask[:, 1:]]
+        rows, before = loss_mask[:, 1:].nonzero(as_tuple=True)
+        labels = input_ids[rows, before + 1]
+        if position_ids is not None:
+            before = _predictors(position_ids, rows, before)
+        hidden = output.last_hidden_state[rows, before]  # (B, T, H) -> (N, H)
         head = causal_lm.get_output_embeddings()
         if _is_frozen_linear(head, causal_lm.config):
-            logprobs, entropies = _frozen_head(hidden, head, labels, temperature, entropy)
+            sloped = entropy and entropy_gradient
+            logprobs, entropies = _frozen_head(hidden, head, labels, temperature, entropy, sloped)
         else:
             logprobs, entropies = _any_head(hidden, causal_lm, labels, temperature, entropy)
+        if entropies is not None and not entropy_gradient:
+            entropies = entropies.detach()
         return TokenLogprobs(logprobs, entropies, hidden)
+
+
+def _predictors(position_ids: Tensor, rows: Tensor, before: Tensor) -> Tensor:
+    """Columns (N,) that predict the tokens in the columns after `before`."""
+    last = position_ids[rows, before + 1] - 1
+    follows = position_ids[rows, before] == last
+    return torch.where(follows, before, last)  # the prompt's columns are its positions
 
 
 def _is_frozen_linear(head: nn.Module, config: Any) -> bool:
@@ -112,11 +135,12 @@ def _chunk_rows(vocabulary: int) -> int:
 
 
 def _frozen_head(
-    hidden: Tensor, head: nn.Linear, labels: Tensor, temperature: float, entropy: bool
+    hidden: Tensor, head: nn.Linear, labels: Tensor, temperature: float, entropy: bool, sloped: bool
 ) -> tuple[Tensor, Tensor | None]:
     weight = head.weight.detach()
+    chunk = _chunk_rows(weight.shape[0])
     logprobs, entropies = _FrozenHead.apply(
-        hidden, weight, head.bias, labels, temperature, entropy, _chunk_rows(weight.shape[0])
+        hidden, weight, head.bias, labels, temperature, entropy, sloped, chunk
     )
     return logprobs, entropies if entropy else None
 
@@ -130,13 +154,13 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels, temperature, entropy, chunk):  # type: ignore[override]
+    def forward(ctx, hidden, weight, bias, labels, temperature, entropy, sloped, chunk):  # type: ignore[override]
         rows = hidden.shape[0]
         needs_grad = hidden.requires_grad
         logprobs = hidden.new_empty(rows, dtype=torch.float32)
         entropies = hidden.new_zeros(rows, dtype=torch.float32)
         slope = torch.empty_like(hidden) if needs_grad else None
-        entropy_slope = torch.empty_like(hidden) if needs_grad and entropy else None
+        entropy_slope = torch.empty_like(hidden) if needs_grad and sloped else None
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
             logits = nn.functional.linear(hidden[part], weight, bias).float()
@@ -171,7 +195,7 @@ class _FrozenHead(torch.autograd.Function):
         grad = grad_logprobs[:, None] * slope
         if entropy_slope is not None:
             grad = grad + grad_entropies[:, None] * entropy_slope
-        return grad.to(slope.dtype), None, None, None, None, None, None
+        return grad.to(slope.dtype), None, None, None, None, None, None, None
 
 
 def _any_head(

@@ -29,10 +29,11 @@ from main.loaders.sampler import plan_epoch, shard
 from main.trainer import checkpoint
 from main.trainer.arguments import LoopOptions
 from main.trainer.guards import StopSignal, is_out_of_memory
-from main.trainer.ranks import gather_objects
 from main.trainer.records import Means, Progress, Records, mean_of
-from main.trainer.task import Batch, MicroRows, Task, to_device
+from main.trainer.task import Batch, MicroRows, Row, Task, to_device
 from main.types import EpochResult
+from main.utils.folders import write_directory
+from main.utils.processes import decide, gather_objects, join, launched, place
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ class Loop:
         means = Means()
         size = self.task.batch_size_eval
         for piece in shard(range(len(data)), data.lengths, size, self.rank, self.world):
-            rows = [{**data[i], "sample": 0} for i in piece.rows]
+            rows: list[Row] = [{**data[i], "sample": 0} for i in piece.rows]
             metrics = self.task.evaluate(rows, self.accelerator.device)
             if piece.counted:
                 means.add(metrics)
@@ -265,31 +266,26 @@ class Loop:
         if self.improved:
             self.state.best_checkpoint, self.improved = str(final), False
         randoms = gather_objects(checkpoint.random_state())
-        failure: CheckpointError | None = None
-        if self.accelerator.is_main_process:
-            try:
-                self._write_companions()
-                checkpoint.write_directory(final, lambda folder: self._write(folder, randoms))
-                best = self.state.best_checkpoint
-                checkpoint.rotate(
-                    self.place.checkpoints,
-                    self.state.run_id,
-                    self.options.save_total_limit,
-                    Path(best) if best else None,
-                    tuple(self.task.companions),
-                )
-            except CheckpointError as error:
-                failure = error
-        failures = [error for error in gather_objects(failure) if error]
-        if failures:
-            raise failures[0]
+        decide(lambda: self._write_all(final, randoms))
         self.saved = final
+
+    def _write_all(self, final: Path, randoms: list[dict[str, Any]]) -> None:
+        self._write_companions()
+        write_directory(final, lambda folder: self._write(folder, randoms))
+        best = self.state.best_checkpoint
+        checkpoint.rotate(
+            self.place.checkpoints,
+            self.state.run_id,
+            self.options.save_total_limit,
+            Path(best) if best else None,
+            tuple(self.task.companions),
+        )
 
     def _write_companions(self) -> None:
         """Before the checkpoint itself, which then never stands without them."""
         for name, write in self.task.companions.items():
             folder = self.place.checkpoints / f"{name}_{self.state.step}"
-            checkpoint.write_directory(folder, write)
+            write_directory(folder, write)
 
     def _write(self, folder: Path, randoms: list[dict[str, Any]]) -> None:
         self.task.save(folder)
@@ -358,7 +354,12 @@ class Loop:
     def _open(self) -> None:
         options = self.options
         self.accelerator = _accelerator(options, self.place, self.task.model)
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.rank, self.world = place()
+        if self.accelerator.num_processes != self.world:
+            raise TrainingError(
+                f"accelerate counts {self.accelerator.num_processes} processes where {self.world} "
+                "were launched: make the trainer before any Accelerator or PartialState."
+            )
         self._step_rows = self.task.batch_size * options.gradient_accumulation_steps * self.world
         if self._step_rows % self.task.samples_per_row:
             raise ConfigError(
@@ -536,6 +537,8 @@ def _accelerator(options: LoopOptions, place: Place, model: torch.nn.Module) -> 
 
     precision = "bf16" if options.bf16 else "fp16" if options.fp16 else "no"
     on_cpu = next(model.parameters()).device.type == "cpu"
+    if launched():
+        join()
     if precision == "fp16" and on_cpu:
         log.warning("fp16 needs a GPU: training in float32 on this CPU.")
         precision = "no"

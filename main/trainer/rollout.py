@@ -97,30 +97,32 @@ class HFSampler(Sampler):
             Row(i, list(ids), limit, torch.Generator().manual_seed(seed % 2**63))
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
-        settings = self._settings(greedy)
+        settings = generation_options(self.options, greedy)
         with scoring(self.policy):
             for batch in batches(rows, self.batch_size, self.max_tokens):
                 for _ in decode(
                     self.policy, batch, settings, self.stop_ids, self.pad_id, logprobs=True
                 ):
                     pass
-        return [_completion(row) for row in rows]
-
-    def _settings(self, greedy: bool) -> GenerationOptions:
-        options = self.options
-        if greedy:
-            return GenerationOptions(temperature=0, repetition_penalty=options.repetition_penalty)
-        return GenerationOptions(
-            temperature=options.temperature,
-            do_sample=True,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-        )
+        return [completion_of(row) for row in rows]
 
 
-def _completion(row: Row) -> Completion:
+def generation_options(options: SamplingOptions, greedy: bool) -> GenerationOptions:
+    """How the next token is chosen, in the words of the predictors."""
+    if greedy:
+        return GenerationOptions(temperature=0, repetition_penalty=options.repetition_penalty)
+    return GenerationOptions(
+        temperature=options.temperature,
+        do_sample=True,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+    )
+
+
+def completion_of(row: Row) -> Completion:
+    """What a finished row of the decoder amounts to."""
     ended = row.stop_id is not None
     ids = [*row.completion_ids, row.stop_id] if row.stop_id is not None else row.completion_ids
     return Completion(ids, row.logprobs, ended)

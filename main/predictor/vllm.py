@@ -1,0 +1,242 @@
+"""Inference with vLLM: the calls and the answers of `main.predictor.hf`.
+
+predictor = Predictor("models/SmolLM2-135M-Instruct", peft_path=None, max_model_len=4096)
+predictor("What is the capital of France?")                     # -> ["..."]
+predictor("Sort this ticket: ...", choice=["refund", "exchange"])
+predictor("Hello", peft_path="save_model/other/Llama_100")      # another adapter for this call
+
+The engine starts processes of its own (tens of seconds on a CPU); `with Predictor(...) as pred:` or
+`pred.close()` ends them, and so does the end of the script.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from main.models import dtype_name, load_config, load_tokenizer, stop_token_ids
+from main.options import nearest, parse, raise_all
+from main.predictor.base import BasePredictor, Voice
+from main.predictor.decode import Row
+from main.predictor.engine import Engine, Request, engine_options
+from main.predictor.lora import Adapters, lora_arguments
+from main.predictor.params import sampling_params, take
+from main.predictor.request import answer_lead
+from main.predictor.sampling import GenerationOptions
+
+OWN_ADAPTER = Path()  # stands for the adapter that the predictor was made with
+SET_HERE = {"model", "tokenizer"}  # engine options that this module decides
+
+
+@dataclass
+class PredictorOptions:
+    """Keyword arguments of `Predictor`; all others go to vLLM's engine.
+
+    model_from_pretrained: folder of the base model, or its name on the hub.
+    peft_path (also resume_path): folder of the adapter that answers unless a call names another.
+    dtype: 'auto' = as `main.models.load_model` would choose.
+    trust_remote_code: run Python code that the model brings along.
+    system_prompt: opens every dialogue that has no system message.
+    """
+
+    model_from_pretrained: str | Path
+    peft_path: str | Path | None = None
+    dtype: Any = "auto"
+    trust_remote_code: bool = False
+    system_prompt: str | None = None
+
+
+@dataclass
+class CallOptions(GenerationOptions):
+    """What a caller may say about one call, beside `GenerationOptions`.
+
+    peft_path: folder of the adapter that answers this call; None = the base model. Needs an engine
+        with adapters: one made with peft_path or enable_lora=True.
+    json_schema: the answer is JSON of this schema (a dict, its text, or a pydantic class).
+    regex: the answer matches this regular expression as a whole.
+    choice: the answer is one of these texts.
+    """
+
+    peft_path: str | Path | None = OWN_ADAPTER
+    json_schema: Any = None
+    regex: str | None = None
+    choice: list[str] | None = None
+
+    def problems(self) -> list[str]:
+        """One sentence for every value that cannot work."""
+        given = [n for n in ("json_schema", "regex", "choice") if getattr(self, n) is not None]
+        found = super().problems()
+        if len(given) > 1:
+            found.append(f"{' and '.join(given)} exclude each other: give one of them.")
+        if self.choice is not None and not all(isinstance(c, str) and c for c in self.choice):
+            found.append(f"choice={self.choice!r} must be a list of texts that are not empty.")
+        if self.choice == []:
+            found.append("choice=[] leaves no answer: give at least one text.")
+        if not isinstance(self.json_schema, str | Mapping | type | None):
+            kind = type(self.json_schema).__name__
+            found.append(f"json_schema must be a dict, its text or a pydantic class, not {kind}.")
+        return found
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """What vLLM's `StructuredOutputsParams` is told; empty for free text."""
+        schema: Any = self.json_schema
+        if hasattr(schema, "model_json_schema"):
+            schema = schema.model_json_schema()
+        kinds = {"json": schema, "regex": self.regex, "choice": self.choice}
+        return {kind: value for kind, value in kinds.items() if value is not None}
+
+
+class Predictor(BasePredictor):
+    """Answers with vLLM; may be called from several threads at once."""
+
+    where = "vllm.Predictor call"
+    call_options = CallOptions
+
+    def __init__(
+        self,
+        model_from_pretrained: str | os.PathLike[str],
+        peft_path: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ):
+        """Start the engine.
+
+        Args:
+            options: those of `PredictorOptions`; every other name has to be one of vLLM's engine
+                arguments (`max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`,
+                `enable_lora`, `max_lora_rank`, ...).
+
+        Raises:
+            ConfigError: an argument that neither knows, or values that cannot work.
+            MissingExtraError: vLLM is not installed.
+            MissingFileError, ModelError: a model or adapter that is missing or cannot be used.
+        """
+        given = {"model_from_pretrained": model_from_pretrained, **options}
+        if peft_path is not None:
+            given["peft_path"] = peft_path
+        self.options, engine = _split(given)
+        own = self.options
+        config = load_config(own.model_from_pretrained, trust_remote_code=own.trust_remote_code)
+        arguments = _engine_arguments(own, config, engine)
+        tokenizer = load_tokenizer(
+            own.model_from_pretrained, trust_remote_code=own.trust_remote_code
+        )
+        self._generation_config = _generation_config(own.model_from_pretrained, config)
+        self.system_prompt = own.system_prompt
+        self.engine = Engine(arguments)
+        try:
+            self.context = self.engine.context
+            base = Voice(tokenizer, self._stop_ids(tokenizer), answer_lead(tokenizer))
+            self._adapters = Adapters(self.engine, base, self._stop_ids, arguments, config)
+            self.voice = base if own.peft_path is None else self._adapters.voice(own.peft_path)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the adapter that the predictor was made with, or the base model's."""
+        return self.voice.tokenizer
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self.voice.stop_ids
+
+    def close(self) -> None:
+        """End the engine and its processes."""
+        self.engine.close()
+
+    def __enter__(self) -> "Predictor":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _stop_ids(self, tokenizer: Any) -> frozenset[int]:
+        return frozenset(stop_token_ids(self._generation_config, tokenizer))
+
+    def _voice(self, settings: CallOptions) -> Voice:
+        path = settings.peft_path
+        if path is OWN_ADAPTER:
+            return self.voice
+        return self._adapters.base if path is None else self._adapters.voice(path)
+
+    def _decode(
+        self, rows: list[Row], settings: CallOptions, logprobs: bool = False, stepwise: bool = False
+    ) -> Iterator[list[Row]]:
+        voice = self._voice(settings)
+        running = [row for row in rows if not row.finished]
+        params = [
+            sampling_params(row, settings, voice.stop_ids, logprobs, stepwise, settings.structure)
+            for row in running
+        ]
+        requests = [
+            Request(row.prompt_ids, param, voice.adapter)
+            for row, param in zip(running, params, strict=True)
+        ]
+        if not stepwise:
+            for row, output in zip(running, self.engine.run(requests), strict=True):
+                take(row, output, voice.stop_ids)
+            yield rows
+            return
+        yield from self._steps(running, requests, voice)
+
+    def _steps(self, rows: list[Row], requests: list[Request], voice: Voice) -> Iterator[list[Row]]:
+        """Tokens as they come, until every row is finished, be it by its caller."""
+        for items in self.engine.stream(requests):
+            changed = {}
+            for index, output in items:
+                if not rows[index].finished:
+                    take(rows[index], output, voice.stop_ids)
+                    changed[index] = rows[index]
+            if changed:
+                yield list(changed.values())
+            if all(row.finished for row in rows):
+                return
+
+
+def _split(given: Mapping[str, Any]) -> tuple[PredictorOptions, dict[str, Any]]:
+    """(our options, the engine's); a name that neither knows is refused."""
+    aliases = {"resume_path": "peft_path"}
+    own = {field.name for field in fields(PredictorOptions)} | set(aliases)
+    known = own | engine_options() - SET_HERE
+    raise_all(
+        [
+            f"'{name}' is neither an argument of vllm.Predictor() nor one of vLLM's engine."
+            f"{nearest(name, known)}"
+            for name in given
+            if name not in known
+        ]
+    )
+    mine = {name: value for name, value in given.items() if name in own}
+    options = parse(PredictorOptions, mine, "vllm.Predictor()", aliases)
+    return options, {name: value for name, value in given.items() if name not in own}
+
+
+def _engine_arguments(
+    options: PredictorOptions, config: Any, engine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What vLLM is told; the caller's word comes last."""
+    return {
+        "model": str(options.model_from_pretrained),
+        "dtype": dtype_name(config, options.dtype),
+        "trust_remote_code": options.trust_remote_code,
+        "generation_config": "vllm",  # the model's own sampling values are not applied
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        **lora_arguments(options.peft_path, engine),
+        **engine,
+    }
+
+
+def _generation_config(path: str | Path, config: Any) -> Any:
+    """The model's end tokens come from here, as in transformers."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(str(path))
+    except OSError:
+        return GenerationConfig.from_model_config(config)

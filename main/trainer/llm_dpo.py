@@ -1,0 +1,3 @@
+"""The older name of main.trainer.dpo."""
+
+from main.trainer.dpo import Trainer as Trainer

@@ -1,0 +1,129 @@
+"""What PPO accepts beside the arguments of every trainer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
+from main.trainer.critic import CriticKind
+from main.trainer.gae import Placement
+from main.trainer.kl import KLEstimator
+from main.trainer.samplers import SamplerOptions
+from main.trainer.similarity import weight_problems
+
+PPO_SETUP_ALIASES: Mapping[str, str] = {**SETUP_ALIASES, "actor_resume_path": "resume_path"}
+PPO_LOOP_ALIASES: Mapping[str, str] = {
+    **LOOP_ALIASES,
+    "ppo_epoch": "ppo_epochs",
+    "max_new_tokens": "max_completion_length",
+}
+
+
+@dataclass(kw_only=True)
+class PPOSetup(SetupOptions):
+    """Arguments of PPO's constructor.
+
+    reward_from_pretrained: a sentence encoder, for the reward by similarity to gold and bad answers
+        (main/trainer/similarity.py); or a reward model, a `...ForSequenceClassification` checkpoint
+        with one output.
+    ratio_for_rlhf: probability that a batch is online (sampled from the policy); in an offline one
+        a gold answer stands for the sample. <= 0: always offline, >= 1: always online.
+    critic: 'head', 'detached' or 'adapter', see main/trainer/critic.py.
+    resume_path (actor_resume_path): the adapter that policy and reference start from.
+    critic_resume_path: a folder Critic_<step> that the critic starts from.
+    lora_dropout: in the updates only; a resumed adapter's own is switched off as well.
+    """
+
+    loader_name: str = "LLM_RLHF"
+    reward_from_pretrained: str | Path | None = None
+    ratio_for_rlhf: float = 1.0
+    critic: CriticKind = "head"
+    critic_resume_path: str | Path | None = None
+    batch_size: int = 4
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.critic == "adapter" and self.gradient_checkpointing:
+            found.append(
+                "critic='adapter' excludes gradient_checkpointing, which would compute the critic's"
+                " pass again with the policy's adapter: use critic='head' or a smaller batch_size."
+            )
+        return found
+
+
+@dataclass(kw_only=True)
+class PPOOptions(SamplerOptions, LoopOptions):
+    """Arguments of PPO's call, beside `LoopOptions` and `SamplerOptions`.
+
+    reward_func: one function or a list, see main/trainer/rewards.py; beside the reward of
+        `reward_from_pretrained`, or instead of it.
+    reward_weights: one factor for each reward, that of `reward_from_pretrained` first.
+    weight_for_cos_and_jaccard: parts of cosine and jaccard in the similarity; they sum to 1.
+    ppo_epsilon: the ratio is clipped to 1 - epsilon, 1 + epsilon.
+    ppo_epochs: updates made of a batch before new samples and old log-probs are taken.
+    alpha, beta, gamma: weights of policy loss, value loss and entropy bonus.
+    discount, gae_lambda: of main/trainer/gae.py (`gamma` is the guide's name for something else).
+    value_clip: how far a value may move from the old one; None = unbounded.
+    whiten_advantages: to mean 0 and spread 1 over the tokens of the batch; an offline batch, which
+        has no bad samples, is divided by the root mean square instead.
+    reward_placement: the reward at the 'last' token, or spread over 'every' token.
+    missing_eos_penalty: taken from the reward of a completion that the length limit cut.
+    bootstrap_truncated: such a completion goes on beyond its end, with the critic's value there.
+    kl_coef: weight of the divergence from the starting policy, taken from each token's reward.
+    kl_estimator: 'k1', 'k2' or 'k3', see main/trainer/kl.py.
+    kl_target: nats a completion; kl_coef follows it after each online batch. None = fixed.
+    importance_sampling_cap: largest correction of the policy loss for a sampler whose probabilities
+        differ from the trainer's; None does not correct.
+    """
+
+    reward_func: Any = None
+    reward_weights: list | None = None
+    weight_for_cos_and_jaccard: list | tuple = field(default_factory=lambda: [0.5, 0.5])
+    ppo_epsilon: float = 0.2
+    ppo_epochs: int = 3
+    alpha: float = 0.5
+    beta: float = 0.5
+    gamma: float = 0.0
+    discount: float = 1.0
+    gae_lambda: float = 0.95
+    value_clip: float | None = 0.2
+    whiten_advantages: bool = True
+    reward_placement: Placement = "last"
+    missing_eos_penalty: float = 0.0
+    bootstrap_truncated: bool = True
+    kl_coef: float = 0.05
+    kl_estimator: KLEstimator = "k1"
+    kl_target: float | None = None
+    importance_sampling_cap: float | None = 2.0
+    metric_for_best_model: str = "reward/mean"
+    greater_is_better: bool = True
+
+    def problems(self) -> list[str]:
+        found = SamplerOptions.problems(self) + LoopOptions.problems(self)
+        found += weight_problems(self.weight_for_cos_and_jaccard)
+        found += [
+            f"{name}={getattr(self, name)} must be {bound} or more."
+            for name, bound in (
+                ("ppo_epochs", 1),
+                ("alpha", 0),
+                ("beta", 0),
+                ("gamma", 0),
+                ("kl_coef", 0),
+                ("missing_eos_penalty", 0),
+            )
+            if getattr(self, name) < bound
+        ]
+        found += [
+            f"{name}={getattr(self, name)} must be from 0 to 1."
+            for name in ("discount", "gae_lambda")
+            if not 0 <= getattr(self, name) <= 1
+        ]
+        found += [
+            f"{name}={value} must be above 0."
+            for name in ("ppo_epsilon", "value_clip", "kl_target", "importance_sampling_cap")
+            if (value := getattr(self, name)) is not None and value <= 0
+        ]
+        if self.kl_target is not None and self.kl_coef == 0:
+            found.append("kl_target needs a kl_coef above 0 to start from.")
+        return found

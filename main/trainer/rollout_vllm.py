@@ -1,0 +1,162 @@
+"""Rollouts by a vLLM engine that this process starts.
+
+The engine keeps its own copy of the base weights: vLLM's public interface has no way to share the
+trainer's. It follows the policy by its adapter alone, written to a folder in memory and given to
+the engine as a new LoRA request after each change.
+"""
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from main.adapters import ADAPTER
+from main.predictor.decode import Row
+from main.predictor.engine import Engine, Request
+from main.predictor.lora import largest_rank, room_for
+from main.predictor.params import sampling_params, take
+from main.predictor.sampling import GenerationOptions
+from main.trainer.rollout import (
+    Completion,
+    Sampler,
+    SamplingOptions,
+    completion_of,
+    generation_options,
+)
+from main.trainer.rollout_adapter import (
+    PROBE_SEED,
+    PROBE_TOKENS,
+    AdapterFolder,
+    check_plain_lora,
+    check_probe,
+    tolerance_of,
+)
+
+
+class VLLMSampler(Sampler):
+    """Samples with vLLM; a sampler that does not follow the policy is an error, not a bad run.
+
+    With top_k, top_p or min_p the log-probabilities are those of the kept tokens, renormalised:
+    vLLM reports no others.
+
+    Args:
+        policy: the PEFT model, as in `BaseTrainer.policy`.
+        stop_ids: tokens that end a completion.
+        pad_id: not needed here; samplers are made alike.
+        base: folder of the base model.
+        tolerance: see `check_probe`; None = by the policy's dtype.
+        sleep: give the accelerator's memory back between two calls (GPUs only).
+        gpu_memory_utilization: share of a GPU's memory for the engine; a CPU's is measured out by
+            `main.predictor.engine`.
+        engine: more of vLLM's engine arguments, e.g. max_model_len.
+
+    Raises:
+        ConfigError: the policy trains more than LoRA, or vLLM refuses an engine argument.
+        MissingExtraError: vLLM is not installed.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        options: SamplingOptions,
+        stop_ids: Collection[int],
+        pad_id: int,
+        base: str | os.PathLike[str],
+        tolerance: float | None = None,
+        sleep: bool = False,
+        gpu_memory_utilization: float | None = None,
+        **engine: Any,
+    ):
+        check_plain_lora(policy)
+        self.policy, self.options, self.stop_ids = policy, options, frozenset(stop_ids)
+        self.tolerance = tolerance_of(policy) if tolerance is None else tolerance
+        self.sleep = sleep
+        if gpu_memory_utilization is not None and torch.cuda.is_available():
+            engine["gpu_memory_utilization"] = gpu_memory_utilization
+        self.engine = Engine(_engine_arguments(policy, base, sleep) | engine)
+        self.folder = AdapterFolder(policy)
+        self.adapter: Any = None
+        self.asleep = False
+
+    def sample(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool = False
+    ) -> list[Completion]:
+        if not prompts:
+            return []
+        if self.asleep:
+            self.engine.wake()
+            self.asleep = False
+        changed = self.folder.update()
+        if changed:
+            self._switch()
+        limit = self.options.max_completion_length
+        settings = generation_options(self.options, greedy)
+        rows = [
+            Row(i, list(ids), limit, torch.Generator().manual_seed(seed % 2**63))
+            for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+        requests = [self._request(row, settings) for row in rows]
+        if changed:
+            rows.append(self._probe(prompts[0]))
+            requests.append(self._request(rows[-1], self._probe_settings()))
+        for row, output in zip(rows, self.engine.run(requests), strict=True):
+            take(row, output, self.stop_ids)
+        if changed:
+            self._check(rows.pop())
+        if self.sleep:
+            self.engine.sleep()
+            self.asleep = True
+        return [completion_of(row) for row in rows]
+
+    def _switch(self) -> None:
+        """Serve the adapter written last instead of the one before."""
+        from vllm.lora.request import LoRARequest
+
+        former, number = self.adapter, self.folder.number
+        if former is not None:
+            self.engine.remove_adapter(former)
+        # the name is part of the key under which vLLM keeps the prompts that it has seen
+        self.adapter = LoRARequest(f"policy-{number}", number, str(self.folder.path))
+        self.engine.add_adapter(self.adapter)
+
+    def _request(self, row: Row, settings: GenerationOptions) -> Request:
+        params = sampling_params(row, settings, self.stop_ids, logprobs=True)
+        return Request(row.prompt_ids, params, self.adapter)
+
+    def _probe(self, prompt: list[int]) -> Row:
+        generator = torch.Generator().manual_seed(PROBE_SEED)
+        return Row(-1, list(prompt), PROBE_TOKENS, generator)
+
+    def _probe_settings(self) -> GenerationOptions:
+        return GenerationOptions(temperature=self.options.temperature, do_sample=True)
+
+    def _check(self, probe: Row) -> None:
+        completion, temperature = completion_of(probe), self.options.temperature
+        try:
+            check_probe(self.policy, probe.prompt_ids, completion, temperature, self.tolerance)
+        except Exception:
+            self.folder.forget()  # a caller who goes on is checked again
+            raise
+
+    def close(self) -> None:
+        self.engine.close()
+        self.folder.close()
+
+
+def _engine_arguments(policy: Any, base: str | os.PathLike[str], sleep: bool) -> dict[str, Any]:
+    rank = largest_rank(policy.peft_config[ADAPTER])
+    if getattr(policy, "initial_adapter", None):
+        rank *= 2  # PiSSA is saved as plain LoRA of twice the rank
+    return {
+        "model": str(Path(base)),
+        "dtype": str(policy.get_base_model().dtype).removeprefix("torch."),
+        "generation_config": "vllm",
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "enable_lora": True,
+        "max_lora_rank": room_for(rank),
+        **({"enable_sleep_mode": True} if sleep else {}),
+    }

@@ -1,0 +1,95 @@
+"""Which sampler draws the completions: the one place where it is chosen."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from main.errors import ConfigError
+from main.trainer.rollout import HFSampler, Sampler, SamplingOptions
+
+VLLMMode = Literal["server", "colocate"]
+_MODULES = {
+    "server": ("main.trainer.rollout_server", "ServerSampler"),
+    "colocate": ("main.trainer.rollout_vllm", "VLLMSampler"),
+}
+
+
+@dataclass(kw_only=True)
+class SamplerOptions(SamplingOptions):
+    """How completions are drawn, and by what.
+
+    use_vllm: draw with vLLM instead of transformers.
+    vllm_mode: 'server' = a running `trl vllm-serve` or vLLM server, as in two terminals;
+        'colocate' = an engine in this process.
+    vllm_server_base_url: where the server listens.
+    vllm_server_timeout: seconds to wait for the server.
+    vllm_gpu_memory_utilization: share of the device's memory for an engine in this process.
+    sampling_batch_size: most completions that grow at once (transformers only).
+    """
+
+    use_vllm: bool = False
+    vllm_mode: VLLMMode = "server"
+    vllm_server_base_url: str = "http://127.0.0.1:8000"
+    vllm_server_timeout: float = 240.0
+    vllm_gpu_memory_utilization: float = 0.3
+    sampling_batch_size: int = 64
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.max_completion_length < 1:
+            found.append(f"max_completion_length={self.max_completion_length} must be >= 1.")
+        if self.temperature <= 0:
+            found.append(
+                f"temperature={self.temperature} must be > 0: greedy completions of a prompt are "
+                "all the same, and nothing could be learnt from them."
+            )
+        if not 0 < self.top_p <= 1:
+            found.append(f"top_p={self.top_p} must be above 0 and at most 1.")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            found.append(f"min_p={self.min_p} must be between 0 and 1.")
+        if self.repetition_penalty <= 0:
+            found.append(f"repetition_penalty={self.repetition_penalty} must be > 0; 1 is none.")
+        if self.sampling_batch_size < 1:
+            found.append(f"sampling_batch_size={self.sampling_batch_size} must be >= 1.")
+        return found
+
+
+def make_sampler(
+    options: SamplerOptions,
+    policy: Any,
+    stop_ids: Collection[int],
+    pad_id: int,
+    base: str | Path,
+) -> Sampler:
+    """The sampler that `options` ask for.
+
+    Args:
+        policy: the PEFT model, as in `BaseTrainer.policy`.
+        base: folder of the base model, for an engine that loads it itself.
+
+    Raises:
+        ConfigError: this version has no such sampler, or it cannot follow this policy.
+        MissingExtraError: vLLM is not installed.
+        GenerationError: the server does not answer.
+    """
+    if not options.use_vllm:
+        return HFSampler(policy, options, stop_ids, pad_id, options.sampling_batch_size)
+    if options.vllm_mode == "server":
+        server = {"url": options.vllm_server_base_url, "timeout": options.vllm_server_timeout}
+        return _vllm("server")(policy, options, stop_ids, pad_id, **server)
+    engine = {"gpu_memory_utilization": options.vllm_gpu_memory_utilization}
+    return _vllm("colocate")(policy, options, stop_ids, pad_id, base=base, **engine)
+
+
+def _vllm(mode: VLLMMode) -> Callable[..., Sampler]:
+    """The class of a sampler; its module is loaded only when it is asked for."""
+    module, name = _MODULES[mode]
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(
+            f"use_vllm=True with vllm_mode={mode!r} needs {module}, which this version does not "
+            "have. Use use_vllm=False: transformers then draws the completions."
+        )
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,94 @@
+"""Rows -> completions with rewards, and what is recorded of them."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from main.trainer.advantages import overlong_penalty
+from main.trainer.grpo_options import GRPOOptions
+from main.trainer.rewards import Rewards, Scoreable, Scores, as_completion, completion_texts
+from main.trainer.rollout import Completion, Sampler
+from main.trainer.samples import SAMPLE, Sample
+from main.trainer.task import Metrics, Row
+from main.utils.processes import together
+
+
+def complete(
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    sampler: Sampler,
+    tokenizer: Any,
+    rewards: Rewards,
+    options: GRPOOptions,
+    greedy: bool = False,
+) -> None:
+    """Give each row a sample with its reward. All processes must call it.
+
+    Raises:
+        RewardError, GenerationError: on every process, if on one.
+    """
+    prompts = [list(row["prompt_ids"]) for row in rows]
+    completions = together(lambda: sampler.sample(prompts, seeds, greedy))
+    texts = completion_texts(tokenizer, [completion.ids for completion in completions])
+    scores = together(lambda: rewards.score(_scoreable(rows, completions, texts)))
+    for i, row in enumerate(rows):
+        sample = Sample(completions[i], texts[i])
+        sample.reward, sample.by_function = float(scores.rewards[i]), scores.by_function[i].tolist()
+        if options.overlong_cache:
+            length = torch.tensor(len(sample.completion.ids))
+            limit, cache = options.max_completion_length, options.overlong_cache
+            sample.overlong = float(overlong_penalty(length, limit, cache))
+        row[SAMPLE] = sample  # type: ignore[index]
+
+
+def sample_metrics(samples: Sequence[Sample], rewards: Rewards, options: GRPOOptions) -> Metrics:
+    """Means of rewards and lengths, and the share of completions that ended by themselves."""
+    if not samples:
+        return {}
+    values = torch.tensor([sample.reward + sample.overlong for sample in samples])
+    table = torch.tensor([sample.by_function for sample in samples])
+    count = len(samples)
+    metrics = Scores(rewards.names, values, table).metrics()
+    metrics["completion_length"] = (sum(len(s.completion.ids) for s in samples), count)
+    metrics["ended"] = (sum(sample.completion.ended for sample in samples), count)
+    if options.overlong_cache:
+        metrics["rewards/overlong/mean"] = (sum(sample.overlong for sample in samples), count)
+    return metrics
+
+
+def samples_table(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Lines of a Markdown table: prompt, completion, rewards, advantage."""
+    titles = ["prompt", "completion", *names, "reward", "advantage"]
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    for row in rows:
+        sample: Sample = row[SAMPLE]
+        numbers = [*sample.by_function, sample.reward + sample.overlong, sample.advantage]
+        lines.append(
+            _line([_last_turn(row["prompt"]), sample.text, *(f"{n:.4g}" for n in numbers)])
+        )
+    return lines
+
+
+def _scoreable(
+    rows: Sequence[Row], completions: Sequence[Completion], texts: Sequence[str]
+) -> Scoreable:
+    prompts = [json.loads(row["prompt"]) for row in rows]
+    return Scoreable(
+        prompts,
+        [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
+        [completion.ids for completion in completions],
+        [json.loads(row["columns"]) for row in rows],
+        [row["row"] for row in rows],
+    )
+
+
+def _last_turn(prompt: str) -> str:
+    turns = json.loads(prompt)
+    return turns if isinstance(turns, str) else str(turns[-1]["content"])
+
+
+def _line(cells: Sequence[str]) -> str:
+    shown = (cell.replace("|", "\\|").replace("\r", "").replace("\n", "<br>") for cell in cells)
+    return f"| {' | '.join(shown)} |"

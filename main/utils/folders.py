@@ -1,0 +1,60 @@
+"""Folders that stand under their name only when they are complete."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from main.errors import CheckpointError, MainError
+from main.utils.disk import flush
+
+
+def write_directory(final: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary sibling, flush it to disk, then give it its name.
+
+    Whatever fails, a directory that stood under the name before still stands.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; nothing half-written is left.
+        MainError: as `write` raised it; nothing is left either.
+    """
+    temporary, aside = hidden(final, "tmp"), hidden(final, "old")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
+        temporary.mkdir()
+        write(temporary)
+        _flush_all(temporary)
+        if final.exists():
+            remove(aside)
+            final.rename(aside)
+        temporary.rename(final)
+        flush(final.parent)
+    except (OSError, RuntimeError) as error:
+        if aside.exists() and not final.exists():
+            aside.rename(final)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, MainError):
+            raise
+        raise CheckpointError(
+            f"{final} could not be written: {error}. What was written earlier is intact; "
+            "free some space or choose another output folder."
+        ) from error
+    remove(aside)
+
+
+def hidden(path: Path, kind: str) -> Path:
+    """The sibling `.<name>.<kind>`; 'tmp' is unfinished, 'old' was set aside."""
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def remove(path: Path) -> None:
+    """Delete a directory if it is there."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _flush_all(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            flush(path)
+    flush(directory)

@@ -1,0 +1,121 @@
+"""The processes of a run: which one this is, and what they tell each other.
+
+A function that communicates must be called by all of them, in the same order.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+
+from main.errors import MainError
+
+T = TypeVar("T")
+
+_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Place(NamedTuple):
+    """This process among `size`."""
+
+    rank: int
+    size: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def place() -> Place:
+    """Where this process stands; joins the others when a launcher has started several."""
+    torch = sys.modules.get("torch")
+    if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not launched():
+            return Place(0, 1)
+        join()
+    from torch.distributed import get_rank, get_world_size
+
+    return Place(get_rank(), get_world_size())
+
+
+def launched() -> bool:
+    """Whether a launcher's environment says that there are several processes."""
+    return all(name in os.environ for name in _LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def uses_deepspeed() -> bool:
+    """Whether `accelerate launch` was told to use DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def join() -> Any:
+    """accelerate's state of this process, with a process group where there are several."""
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState._shared_state
+    if launched() and state and state["num_processes"] == 1:
+        PartialState._reset_state()  # made before, by somebody who did not say that CPUs are used
+    on_cpu = not torch.accelerator.is_available()
+    # Without a GPU accelerate counts one process unless it is told to use the CPU, or a backend.
+    if launched() and on_cpu and uses_deepspeed():
+        return PartialState(backend="gloo")
+    return PartialState(cpu=on_cpu)
+
+
+def gather_objects(item: Any) -> list[Any]:
+    """`item` of every process, in the order of the ranks."""
+    size = place().size
+    if size == 1:
+        return [item]
+    from torch.distributed import all_gather_object
+
+    items: list[Any] = [None] * size
+    all_gather_object(items, item)
+    return items
+
+
+def raise_together(error: Exception | None) -> None:
+    """Wait for all processes; every one raises when one of them came with an error."""
+    try:
+        told = gather_objects(f"{type(error).__name__}: {error}" if error else "")
+    except Exception as broken:  # another process is gone
+        raise error or broken from None
+    if error:
+        raise error
+    for rank, text in enumerate(told):
+        if text:
+            raise MainError(f"rank {rank}: {text}")
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns; if it raises on one process, all raise.
+
+    Without this the others would wait for ever for the process that failed.
+    """
+    result, error = _attempt(work)
+    raise_together(error)
+    return cast(T, result)
+
+
+def decide(work: Callable[[], T]) -> T:
+    """What `work` returns in the main process, the only one to do it."""
+    result = together(lambda: work() if place().is_main else None)
+    return cast(T, gather_objects(result)[0])
+
+
+def one_first(work: Callable[[], T]) -> T:
+    """What `work` returns; one process a machine goes first, and the others find what it made."""
+    if place().size == 1:
+        return work()
+    with join().local_main_process_first():
+        result, error = _attempt(work)  # raised inside, it would leave the others waiting
+    raise_together(error)
+    return cast(T, result)
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error

@@ -1,0 +1,69 @@
+"""Two processes do what one does: the same loss, records, adapter and evaluation."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import four
+import pytest
+import torch
+from launch import ROOT, launch
+from safetensors.torch import load_file
+
+SCRIPT = ROOT / "tests" / "four.py"
+# Of the process, not of the rows.
+NOT_COMPARED = {"tokens_per_second", "sampling_mismatch"}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    four.write_data(tmp_path)
+    yield
+
+
+def results(output: str) -> list:
+    lines = [line for line in output.splitlines() if line.startswith("RESULT")]
+    return [json.loads(line.removeprefix("RESULT ")) for line in lines]
+
+
+def same_numbers(found: dict, expected: dict, where: object) -> None:
+    assert set(found) == set(expected), where
+    for name in set(found) - NOT_COMPARED:
+        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), (where, name)
+
+
+def same_adapter(one: str, two: str) -> None:
+    first, second = (load_file(Path(f) / "adapter_model.safetensors") for f in (one, two))
+    assert set(first) == set(second)
+    assert any(bool(tensor.any()) for name, tensor in first.items() if "lora_B" in name)
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("by", "methods"),
+    [("accelerate", ["lora", "dpo", "ppo", "grpo"]), ("torchrun", ["lora"])],
+)
+def test_two_processes_train_and_evaluate_as_one_does(tiny_model_path, by, methods):
+    """2 x 2 rows a process against 8; 7 rows leave a partial step and an uneven evaluation."""
+    expected = {}
+    for method in methods:
+        trainer = four.make_trainer(method, tiny_model_path, batch_size=8, output_dir="one")
+        expected[method] = list(four.run(trainer, method))
+    two = {"model": str(tiny_model_path), "batch_size": 2, "batch_size_eval": 3,
+           "output_dir": "two", "options": {"gradient_accumulation_steps": 2}}  # fmt: skip
+    done = launch(SCRIPT, *(json.dumps({"method": m} | two) for m in methods), by=by, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = results(done.stdout)
+    assert len(found) == 2 * sum(len(of_one) for of_one in expected.values())
+    for method, train, evaluation, step in found:
+        (same,) = [result for result in expected[method] if result.step == step]
+        same_numbers(train, same.train, (method, step))
+        same_numbers(evaluation, same.eval, (method, step))
+    for method, of_one in expected.items():
+        folder = of_one[-1].checkpoint
+        same_adapter(str(folder), str(folder).replace("one/", "two/", 1))
+        records = [Path(f"{top}/data_record/{method}/train.csv") for top in ("one", "two")]
+        assert len({len(path.read_text("utf-8").splitlines()) for path in records}) == 1

@@ -1,0 +1,212 @@
+"""Rewards: functions of TRL's form, and what is said when one of them is wrong."""
+
+import asyncio
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from main.errors import ConfigError, RewardError
+from main.trainer.rewards import (
+    Rewards,
+    Scoreable,
+    as_completion,
+    completion_texts,
+    unique_names,
+)
+
+
+def scoreable(*completions: str, rows=None, **columns) -> Scoreable:
+    count = len(completions)
+    return Scoreable(
+        ["q"] * count,
+        list(completions),
+        [[1]] * count,
+        [{name: values[i] for name, values in columns.items()} for i in range(count)],
+        rows or list(range(11, 11 + count)),
+    )
+
+
+def length(completions, **kwargs):
+    return [float(len(text)) for text in completions]
+
+
+def right(completions, answer):
+    return [float(text == wanted) for text, wanted in zip(completions, answer, strict=True)]
+
+
+def test_a_reward_is_the_weighted_sum_and_each_mean_is_recorded_by_name():
+    rewards = Rewards([length, right], [0.5, 10.0])
+    scores = rewards.score(scoreable("ab", "abcd", answer=["ab", "no"]))
+    assert scores.rewards.tolist() == [0.5 * 2 + 10 * 1, 0.5 * 4 + 0]
+    assert scores.metrics() == {
+        "rewards/length/mean": (6.0, 2),
+        "rewards/right/mean": (1.0, 2),
+        "reward/mean": (13.0, 2),
+    }
+
+
+def test_a_function_that_does_not_apply_is_left_out_of_sum_and_mean():
+    def only_long(completions, **kwargs):
+        return [5.0 if len(text) > 3 else None for text in completions]
+
+    scores = Rewards([length, only_long]).score(scoreable("ab", "abcd"))
+    assert scores.rewards.tolist() == [2.0, 9.0]
+    assert scores.metrics()["rewards/only_long/mean"] == (5.0, 1)
+
+
+def test_a_completion_that_no_function_scores_is_an_error_that_names_the_row():
+    def never(completions, **kwargs):
+        return [None for _ in completions]
+
+    with pytest.raises(RewardError, match=r"row 11: every reward function \(never\) returned None"):
+        Rewards(never).score(scoreable("a"))
+
+
+def test_async_functions_run_side_by_side_and_also_inside_a_running_event_loop():
+    meeting: list[str] = []
+
+    def waits_for_the_other(name):
+        async def reward(completions, **kwargs):
+            meeting.append(name)
+            while len(meeting) < 2:  # ends only if the other one runs meanwhile
+                await asyncio.sleep(0.001)
+            return [1.0] * len(completions)
+
+        reward.__name__ = name
+        return reward
+
+    async def notebook():
+        return Rewards([waits_for_the_other("a"), waits_for_the_other("b")]).score(scoreable("x"))
+
+    assert asyncio.run(asyncio.wait_for(notebook(), 20)).rewards.tolist() == [2.0]
+
+
+def test_a_function_gets_the_columns_it_names_and_with_kwargs_all_of_them():
+    seen = {}
+
+    def everything(prompts, completions, **kwargs):
+        seen.update(kwargs)
+        return [0.0] * len(completions)
+
+    Rewards([everything, right]).score(scoreable("a", "b", answer=["a", "b"], level=[1, 2]))
+    assert seen == {"completion_ids": [[1], [1]], "answer": ["a", "b"], "level": [1, 2]}
+
+
+def test_a_field_that_only_some_rows_have_is_none_in_the_others():
+    what = scoreable("a", "b")
+    what.columns = [{"answer": "a"}, {}]
+    assert what.arguments()["answer"] == ["a", None]
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ([math.nan], r"'bad' returned nan for row 11, expected a finite number"),
+        ([math.inf], r"'bad' returned inf for row 11"),
+        (["1.0"], r"'bad' returned '1.0' for row 11"),
+        ([[1.0]], r"'bad' returned \[1.0\] for row 11"),
+        ([1.0, 2.0], r"'bad' returned 2 rewards for 1 completions \(rows \[11\]\)"),
+        ([], r"'bad' returned 0 rewards"),
+        (1.0, r"'bad' returned float for row 11, expected a list"),
+        (None, r"'bad' returned NoneType for row 11"),
+    ],
+)
+def test_what_is_not_a_reward_is_refused_with_function_and_row(returned, said):
+    def bad(completions, **kwargs):
+        return returned
+
+    with pytest.raises(RewardError, match=said):
+        Rewards([length, bad]).score(scoreable("a"))
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor])
+def test_lists_arrays_and_tensors_are_rewards(make):
+    def reward(completions, **kwargs):
+        return make([1.5, 2.5])
+
+    assert Rewards(reward).score(scoreable("a", "b")).rewards.tolist() == [1.5, 2.5]
+
+
+def test_numpy_and_tensor_scalars_and_booleans_are_numbers():
+    def reward(completions, **kwargs):
+        return [np.float32(0.5), torch.tensor(2.0), True]
+
+    assert Rewards(reward).score(scoreable("a", "b", "c")).rewards.tolist() == [0.5, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_function_that_raises_is_named_with_the_row_that_it_raised_at(is_async):
+    def picky(completions, **kwargs):
+        return [1.0 / len(text) for text in completions]
+
+    async def async_picky(completions, **kwargs):
+        return picky(completions)
+
+    async_picky.__name__ = "picky"
+    function = async_picky if is_async else picky
+    with pytest.raises(RewardError, match=r"'picky' raised ZeroDivisionError.*\(row 12\)") as error:
+        Rewards([length, function]).score(scoreable("a", "", "b"))
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+def test_an_error_that_no_single_row_causes_lists_the_rows():
+    def groups_only(completions, **kwargs):
+        if len(completions) == 1:
+            return [0.0]
+        raise RuntimeError("service is down")
+
+    with pytest.raises(RewardError, match=r"service is down \(called with rows \[4, 7\]\)"):
+        Rewards(groups_only).score(scoreable("a", "b", rows=[7, 4]))
+
+
+def test_a_column_that_the_data_does_not_have_is_named():
+    with pytest.raises(RewardError, match=r"'right' needs \['answer'\], but row 11 has only"):
+        Rewards(right).score(scoreable("a"))
+
+
+def test_a_field_named_like_an_argument_of_ours_is_refused():
+    with pytest.raises(RewardError, match=r"\['completions'\] have names"):
+        Rewards(length).score(scoreable("a", completions=["b"]))
+
+
+@pytest.mark.parametrize(
+    ("functions", "weights", "said"),
+    [
+        ([], None, "reward_func is empty"),
+        (["length"], None, "'length', which is not a function"),
+        ([length], [1.0, 2.0], "2 entries for 1 reward functions"),
+        ([length], [math.nan], "must be finite numbers"),
+    ],
+)
+def test_what_cannot_be_called_is_refused_at_once(functions, weights, said):
+    with pytest.raises(ConfigError, match=said):
+        Rewards(functions, weights)
+
+
+def test_names_are_unique_and_see_through_partial_functions_and_objects():
+    class Judge:
+        def __call__(self, completions, **kwargs):
+            return [0.0]
+
+    functions = [length, functools.partial(length, scale=2), Judge(), length]
+    assert unique_names(functions) == ["length", "length_2", "Judge", "length_3"]
+
+
+def test_no_completion_gives_no_reward():
+    scores = Rewards([length, right]).score(Scoreable([], [], [], [], []))
+    assert scores.rewards.shape == (0,) and scores.by_function.shape == (0, 2)
+
+
+def test_completions_are_text_without_special_tokens_in_the_form_of_their_prompt(small_model_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(small_model_path)
+    ids = [*tokenizer("Fine, thanks.", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    (text,) = completion_texts(tokenizer, [ids])
+    assert text == "Fine, thanks."
+    assert as_completion("How are you?", text) == "Fine, thanks."
+    messages = [{"role": "user", "content": "How are you?"}]
+    assert as_completion(messages, text) == [{"role": "assistant", "content": "Fine, thanks."}]
