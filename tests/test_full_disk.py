@@ -1,6 +1,7 @@
 """A disk that fills up at any moment of a save: an error, and every earlier checkpoint intact."""
 
 import builtins
+import contextlib
 import errno
 import io
 import os
@@ -13,7 +14,8 @@ import torch
 from tiny import TinyTask, make_rows
 
 from main.errors import CheckpointError
-from main.trainer import checkpoint
+from main.trainer import checkpoint, loop
+from main.utils.folders import write_directory
 
 OPTIONS = {"num_epochs": 2, "save_strategy": "epoch", "save_total_limit": 1, "dropout": 0.2}
 OPERATIONS = ["mkdir", "rename", "replace", "unlink", "rmdir", "open", "fsync"]
@@ -69,18 +71,17 @@ def assert_nothing_is_lost(folder: Path, undisturbed: dict[str, torch.Tensor]) -
 
 
 def test_any_file_operation_of_a_save_may_fail(tmp_path, monkeypatch, undisturbed):
-    disk, real = Disk(monkeypatch), checkpoint.write_directory
-    errors = 0
+    disk, errors = Disk(monkeypatch), 0
     for allowed in range(1000):
         _, generator = run(tmp_path / str(allowed))
         next(generator)
 
         def save(*args, allowed=allowed):
             disk.left = allowed
-            real(*args)
+            write_directory(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "write_directory", save)
+            patch.setattr(loop, "write_directory", save)
             try:
                 next(generator)
             except CheckpointError as error:
@@ -99,7 +100,7 @@ def test_any_file_of_a_checkpoint_may_meet_the_end_of_the_disk(tmp_path, monkeyp
     _, generator = run(tmp_path / "sizes")
     sizes = {p.stat().st_size for p in next(generator).checkpoint.rglob("*") if p.is_file()}
     generator.close()
-    real, limits = checkpoint.write_directory, resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert len(sizes) > 4
     for size in sorted(sizes):
         folder = tmp_path / str(size)
@@ -109,13 +110,36 @@ def test_any_file_of_a_checkpoint_may_meet_the_end_of_the_disk(tmp_path, monkeyp
         def save(*args, most=size - 1):
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
             try:
-                real(*args)
+                write_directory(*args)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "write_directory", save)
+            patch.setattr(loop, "write_directory", save)
             with pytest.raises(CheckpointError, match="could not be written"):
                 next(generator)
         assert [path.name for path in (folder / "save_model/tiny").iterdir()] == ["Llama_2"]
         assert_nothing_is_lost(folder, undisturbed)
+
+
+def test_any_file_operation_of_a_replacement_may_fail(tmp_path, monkeypatch):
+    disk, final = Disk(monkeypatch), tmp_path / "out"
+
+    def fill(folder: Path) -> None:
+        (folder / "a").write_text("new")
+        (folder / "b").write_text("new")
+
+    for allowed in range(100):
+        final.mkdir(exist_ok=True)
+        for name in "ab":
+            (final / name).write_text("old")
+        disk.left = allowed
+        with contextlib.suppress(CheckpointError):
+            write_directory(final, fill)
+        failed, disk.left = disk.left is None, None
+        assert len({(final / name).read_text() for name in "ab"}) == 1  # all old or all new
+        checkpoint.recover(tmp_path)
+        assert list(tmp_path.iterdir()) == [final]
+        if not failed:
+            break
+    assert allowed > 10
