@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from failing_disk import Disk
 
 from main.errors import ConfigError, DataError, MissingFileError
 from main.evaluation.inferences import inference_with_data, inference_with_data_path
@@ -346,6 +347,34 @@ def test_full_disk_ends_the_run_and_loses_nothing(save, monkeypatch):
     inference_with_data(rows_of(9), echo, save, 2)
     assert ["q0", "q1"] not in echo.calls
     assert [line["response"] for line in read(save)] == [f"re: q{i}" for i in range(9)]
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_any_file_operation_of_a_run_may_fail(tmp_path, monkeypatch, retry):
+    """A run that goes on from parts of three processes, one with a line cut short."""
+    disk, rows = Disk(monkeypatch), rows_of(8)
+    expected = [f"re: q{i}" for i in range(8)]
+    for allowed in range(1000):
+        save = tmp_path / f"{allowed}.jsonl"
+        with pytest.raises(KeyboardInterrupt):
+            inference_with_data(rows, Echo(fail_on=["q2"], stop_at=4), save, 2)
+        lines = save.read_bytes().splitlines(keepends=True)
+        parts = tmp_path / f"{allowed}.jsonl.parts"
+        save.write_bytes(lines[1])
+        (parts / "part-0.jsonl").write_bytes(lines[2] + lines[0])
+        (parts / "part-1.jsonl").write_bytes(lines[3][:-5])
+        disk.left = allowed
+        with contextlib.suppress(OSError):
+            inference_with_data(rows, Echo(), save, 2, retry_failed=retry)
+        failed, disk.left = disk.left is None, None
+        echo = Echo()
+        assert inference_with_data(rows, echo, save, 3, retry_failed=True).failed == 0
+        assert [line["response"] for line in read(save)] == expected
+        assert not {"q0", "q1"} & {query for call in echo.calls for query in call}
+        assert not parts.exists()
+        if not failed:
+            break
+    assert allowed > 10
 
 
 def test_all_bad_rows_are_named_at_once_before_any_work(tmp_path, save):

@@ -13,7 +13,8 @@ from tiny import TinyTask, make_rows
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from main.errors import CheckpointError, ConfigError, TrainingError
-from main.trainer import checkpoint
+from main.trainer import checkpoint, loop
+from main.trainer.arguments import LoopOptions
 from main.trainer.task import LossOutput, Update
 
 
@@ -176,6 +177,43 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_auto_goes_on_bit_equal(tmp_path):
     assert_equal_adapters(resumed.adapter(), whole.adapter())
     for ours, theirs in zip(results, expected[1:], strict=True):
         assert ours.train["loss"] == theirs.train["loss"]
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = Stopping(make_rows(12))
+    stopped.at, stopped.how = 2, twice
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, tmp_path, save_strategy="epoch")
+    assert not (tmp_path / "save_model").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_weight_decay_spares_biases_norms_and_magnitudes():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    decayed, spared = loop._optimizer(model, LoopOptions(weight_decay=0.1)).param_groups
+    assert [tuple(p.shape) for p in decayed["params"]] == [(3, 2)]
+    assert [p.ndim for p in spared["params"]] == [1, 1, 1]
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+
+
+def test_a_checkpoint_that_brings_code_or_is_damaged_is_refused(tmp_path):
+    (tmp_path / "trainer_state").mkdir()
+    torch.save(Exploding(), tmp_path / "trainer_state" / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"weights\.pt cannot be read: Weights only"):
+        checkpoint.load_tensors(tmp_path, "weights.pt")
+    (tmp_path / "trainer_state" / "weights.pt").write_bytes(b"PK half a file")
+    with pytest.raises(CheckpointError, match=r"weights\.pt cannot be read"):
+        checkpoint.load_tensors(tmp_path, "weights.pt")
+
+
+class Exploding:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of a checkpoint was run')",))
 
 
 def logged(run):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from launch import launch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from main.errors import ConfigError, DataError, MissingFileError, ModelError
 from main.predictor.hf import Predictor
@@ -131,8 +132,58 @@ def test_every_epoch_yields_a_result_and_a_checkpoint_that_peft_and_predictor_op
     reopened = PeftModel.from_pretrained(base, str(folder)).eval()
     with torch.no_grad():
         expected, found = trainer.policy(input_ids=ids).logits, reopened(input_ids=ids).logits
-    assert torch.equal(expected, found)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert Predictor(tiny_model_path, peft_path=folder)("Hello", max_new_tokens=4)
+
+
+def test_a_model_trained_on_a_few_rows_repeats_their_answers_and_stops_by_itself(tiny_model_path):
+    dialogues = [[{"role": r, "content": c} for r, c in ROWS[number]] for number in range(4)]
+    lines = [json.dumps({"conversations": turns}, ensure_ascii=False) for turns in dialogues]
+    Path("four.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    trainer = make_trainer(
+        tiny_model_path, data_path="four.jsonl", lora_r=8, modules_to_save=["lm_head"]
+    )
+    list(trainer(num_epochs=80, lr=1e-2, lr_scheduler_type="constant", save_strategy="no"))
+    trainer.save(Path("adapter"))
+    predictor = Predictor(tiny_model_path, peft_path="adapter")
+    answers = predictor([turns[:-1] for turns in dialogues], max_new_tokens=60)
+    assert answers == [turns[-1]["content"] for turns in dialogues]
+
+
+def test_a_run_in_bf16_learns_what_one_in_float32_learns(tiny_model_path):
+    losses = []
+    for bf16 in (False, True):
+        trainer = make_trainer(tiny_model_path)
+        assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+        results = list(trainer(num_epochs=2, lr=1e-2, bf16=bf16, save_strategy="no"))
+        losses.append(results[-1].train["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1] != losses[0]
+
+
+def test_training_leaves_the_models_settings_as_they_were(tiny_model_path):
+    trainer = make_trainer(tiny_model_path)
+    before = trainer.causal_lm.config.to_dict(), trainer.causal_lm.generation_config.to_dict()
+    list(trainer(num_epochs=1, save_strategy="no"))
+    after = trainer.causal_lm.config.to_dict(), trainer.causal_lm.generation_config.to_dict()
+    assert after == before and before[0]["use_cache"] is True
+
+
+def test_an_adapter_of_another_base_and_a_folder_without_weights_are_refused(tiny_model_path):
+    folder = list(make_trainer(tiny_model_path)(num_epochs=1))[-1].checkpoint
+    other = Path("other")
+    shutil.copytree(tiny_model_path, other)
+    config = json.loads((other / "config.json").read_text("utf-8"))
+    config["intermediate_size"] = 96
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(other)
+    with pytest.raises(ModelError, match=r"does not fit LlamaForCausalLM 'other'.*another shape"):
+        make_trainer(other, resume_path=folder)
+    with pytest.raises(ModelError, match=r"does not fit LlamaForCausalLM 'other'.*another shape"):
+        Predictor(other, peft_path=folder)
+    (other / "model.safetensors").unlink()
+    with pytest.raises(MissingFileError, match=r"folder 'other' holds no model: looked for"):
+        make_trainer(other)
 
 
 def test_resume_path_starts_from_the_adapters_weights_alone_and_trains_them(tiny_model_path):

@@ -131,8 +131,8 @@ class Outputs:
         """Let other runs have the file; does nothing in a process that does not hold it."""
         if self._lock is None:
             return
-        (self.folder / _LOCK).unlink(missing_ok=True)
-        self._lock.close()
+        with self._lock:
+            (self.folder / _LOCK).unlink(missing_ok=True)
         self._lock = None
         with contextlib.suppress(OSError):  # not empty: the run is unfinished
             self.folder.rmdir()

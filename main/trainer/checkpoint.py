@@ -8,6 +8,7 @@
 """
 
 import json
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def load_tensors(directory: Path, name: str) -> Any:
     """Read what `save_tensors` wrote: tensors and plain values, no code.
 
     Raises:
-        CheckpointError: the file is missing, for instance that of another rank.
+        CheckpointError: the file is missing, for instance that of another rank, or damaged.
     """
     path = directory / STATE / name
     if not path.is_file():
@@ -124,7 +125,11 @@ def load_tensors(directory: Path, name: str) -> Any:
             f"{path} is missing: the checkpoint was written by another number of processes. "
             "Resume with the same number, or start anew from its weights with resume_path."
         )
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        first = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} cannot be read: {first}") from error
 
 
 def random_state() -> dict[str, Any]:
