@@ -294,8 +294,8 @@ def test_an_adapter_of_another_base_is_refused_and_the_engine_lives_on(pred, tmp
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_a_plain_script_needs_no_main_guard_and_leaves_no_process(tmp_path, pred):
-    model = save_tiny(tmp_path / "model", tokenizer=pred.tokenizer)
+def test_a_plain_script_needs_no_main_guard_and_leaves_no_process(tmp_path, small_model_path):
+    model = save_tiny(tmp_path / "model", tokenizer=load_tokenizer(small_model_path))
     script = tmp_path / "script.py"
     script.write_text(
         "import psutil\n"
