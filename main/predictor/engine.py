@@ -5,6 +5,7 @@ used. The engine computes in processes of its own, which end with `close()` or w
 """
 
 import asyncio
+import atexit
 import itertools
 import os
 import queue
@@ -85,15 +86,20 @@ class Engine:
                 before = set(psutil.Process().children(recursive=True))
                 self._parts["llm"] = self._wait(_start(vllm, dict(arguments)))
                 self._parts["processes"] = _new_processes(before)
+            # last registered, first run: before vLLM's own end takes the engine from its listener
+            atexit.register(self._close)
         except BaseException:
             self._close()
             raise
 
     @property
     def _llm(self) -> Any:
-        if "llm" not in self._parts:
-            raise GenerationError("the vLLM engine is closed: make a new Predictor.")
+        self._check_open()
         return self._parts["llm"]
+
+    def _check_open(self) -> None:
+        if "llm" not in self._parts:
+            raise GenerationError("the vLLM engine is closed: make a new one.")
 
     @property
     def context(self) -> int:
@@ -106,6 +112,7 @@ class Engine:
         Raises:
             GenerationError: vLLM refuses a request, or its engine died.
         """
+        self._check_open()
         last: dict[int, Any] = {}
         self._wait(self._all(requests, last.__setitem__))
         return [last[i] for i in range(len(requests))]
@@ -115,6 +122,7 @@ class Engine:
 
         Closing the generator aborts the requests, and returns when that is done.
         """
+        self._check_open()
         items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         task = self._wait(self._spawn(self._all(requests, lambda *item: items.put(item)), items))
         try:
@@ -160,6 +168,7 @@ class Engine:
     def close(self) -> None:
         """End the engine's processes; calling it twice is fine."""
         self._close()
+        atexit.unregister(self._close)
 
     def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run in the engine's thread; an interrupt here cancels it there."""
