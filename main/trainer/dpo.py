@@ -105,7 +105,7 @@ class Trainer(BaseTrainer):
 
     def _key(self, rows: Any) -> str:
         precision = "bf16" if self.options.bf16 else "fp16" if self.options.fp16 else "full"
-        return f"{rows.digest[:24]}_{self.reference.fingerprint()[:24]}_{precision}"
+        return f"{rows.digest[:24]}_{self.reference.fingerprint[:24]}_{precision}"
 
     def _both(self, rows: Any) -> Tensor:
         return self._score(rows, slice(None))

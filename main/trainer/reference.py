@@ -31,8 +31,9 @@ class Reference:
         self.policy, self.starts_as_base = policy, starts_as_base
         if not starts_as_base:
             copy_adapter(policy, REFERENCE)
+        self.fingerprint = self._fingerprint()  # while every process has all weights
 
-    def fingerprint(self) -> str:
+    def _fingerprint(self) -> str:
         """Changes with anything that its log-probabilities depend on.
 
         Of the base every parameter's name, type, shape and a sample of its values; of an adapter's
