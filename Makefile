@@ -70,9 +70,11 @@ check: fast
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: assets
+bench: assets $(VLLM)
 	$(RUN) benchmarks/sft.py
+	$(RUN) benchmarks/dpo.py
 	$(RUN) benchmarks/predictor_hf.py
+	$(if $(VLLM),$(RUN) benchmarks/predictor_vllm.py)
 	$(RUN) benchmarks/import_time.py
 
 data: install

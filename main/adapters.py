@@ -31,7 +31,8 @@ class LoraOptions:
     and direction apart: 2402.09353; PiSSA starts from the principal components: 2404.02948.
 
     lora_r, lora_alpha, lora_dropout: rank, scale (alpha / r), dropout before the adapter.
-    target_modules: 'all-linear' (without the output layer), layer names, or one regular
+    target_modules: 'all-linear' (without the output layer; of a vision-language model the language
+        part alone, so that its vision tower stays as it is), layer names, or one regular
         expression over full module names.
     init_lora_weights: True (B = 0), 'gaussian', 'pissa', 'pissa_niter_<n>', 'olora', or False.
     modules_to_save: modules trained whole and kept in the adapter, e.g. ['lm_head'].
@@ -78,6 +79,8 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
     """
     from peft import get_peft_model
 
+    from main.fused import fuse
+
     raise_all(options.problems())
     _refuse_second(model)
     _check_modules(model, options)
@@ -92,6 +95,7 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
         adapted.initial_adapter = {  # type: ignore[assignment]
             k: v.clone() for k, v in adapter_tensors(adapted).items()
         }
+    fuse(adapted)
     return adapted.train(model.training)
 
 
@@ -108,12 +112,32 @@ def load_adapter(
         MissingFileError: no such folder, or no adapter in it.
         ModelError: an adapter is there already; or this one belongs to another base.
     """
-    from peft import get_peft_model, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
-    _refuse_second(model)
     folder = _adapter_folder(path)
     config, tensors = read_adapter(path)
     config.inference_mode = not trainable
+    adapted = _with_places(model, config, tensors, folder)
+    set_peft_model_state_dict(adapted, tensors)
+    if trainable:
+        _train_in_float32(adapted, model.dtype)
+    return adapted.train(model.training)
+
+
+def check_adapter(model: "PreTrainedModel", path: str | os.PathLike[str]) -> None:
+    """Raise what `load_adapter` would; `model` stays as it is, and may lie on the meta device."""
+    _with_places(model, *read_adapter(path), _adapter_folder(path)).unload()
+
+
+def _with_places(
+    model: "PreTrainedModel", config: Any, tensors: "dict[str, torch.Tensor]", folder: Path
+) -> "PeftModel":
+    """`model` with an adapter of this configuration, if `tensors` are exactly its weights."""
+    from peft import get_peft_model
+
+    from main.fused import fuse
+
+    _refuse_second(model)
     _check_architecture(model, config, folder)
     _fit_vocabulary(model, tensors, _pair(folder, model))
     try:
@@ -125,10 +149,8 @@ def load_adapter(
     except ModelError:
         adapted.unload()
         raise
-    set_peft_model_state_dict(adapted, tensors)
-    if trainable:
-        _train_in_float32(adapted, model.dtype)
-    return adapted.train(model.training)
+    fuse(adapted)
+    return adapted
 
 
 def read_adapter(path: str | os.PathLike[str]) -> "tuple[Any, dict[str, torch.Tensor]]":
@@ -138,10 +160,7 @@ def read_adapter(path: str | os.PathLike[str]) -> "tuple[Any, dict[str, torch.Te
         MissingFileError: no such folder, or no adapter in it.
         ModelError: damaged weights.
     """
-    from peft import PeftConfig
-
-    folder = _adapter_folder(path)
-    return PeftConfig.from_pretrained(str(folder)), _read(folder)
+    return adapter_config(path), _read(_adapter_folder(path))
 
 
 def save_adapter(
@@ -210,11 +229,22 @@ def _all_linear(model: "PreTrainedModel", trained_whole: list[str]) -> str | lis
     further layers stay bare. Where a short name also means another kind of module, peft decides.
     """
     output = model.get_output_embeddings()
-    linear = {n for n, m in _linear_modules(model) if m is not output}
+    inside = _language_part(model)
+    linear = {n for n, m in _linear_modules(model) if m is not output and n.startswith(inside)}
     linear = {n for n in linear if not any(f".{n}.".find(f".{w}.") >= 0 for w in trained_whole)}
     short = {name.rpartition(".")[2] for name in linear}
     matched = {n for n, _ in model.named_modules() if n.rpartition(".")[2] in short}
+    if matched != linear and inside:
+        return f"{re.escape(inside)}(.+\\.)?({'|'.join(sorted(short))})"
     return sorted(short) if matched == linear else "all-linear"
+
+
+def _language_part(model: "PreTrainedModel") -> str:
+    """Prefix of the modules of the language model beside a vision tower; '' where all is one."""
+    if not hasattr(model.config, "vision_config"):
+        return ""
+    decoder = model.get_decoder()
+    return next((f"{name}." for name, m in model.named_modules() if m is decoder and name), "")
 
 
 def _is_layer_name(targets: str | list[str]) -> bool:

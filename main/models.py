@@ -35,7 +35,13 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|endoftext|>")
 SPARE_TOKEN = re.compile(r"reserved|unused|extra_0")
-FAMILIES = {"chatglm": "ChatGLM", "glm": "ChatGLM", "qwen": "Qwen", "llama": "Llama"}
+FAMILIES = {
+    "chatglm": "ChatGLM",
+    "glm": "ChatGLM",
+    "qwen": "Qwen",
+    "llama": "Llama",
+    "llava": "Llava",
+}
 
 
 def load_tokenizer(
@@ -124,7 +130,7 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> "PreTrainedModel":
-    """A causal language model in eval mode.
+    """A causal language model in eval mode, with its vision tower if it has one.
 
     Args:
         path: folder, or the name of a model on the hub.
@@ -184,18 +190,29 @@ def _source(
     path: str | os.PathLike[str], config: Any, trust_remote_code: bool
 ) -> tuple[Any, dict[str, Any]]:
     """The class that loads a model, and what of its arguments say where the weights are."""
-    from transformers import AutoModelForCausalLM, GlmForCausalLM
+    from transformers import GlmForCausalLM
 
     folder = _local_folder(path)
     if not folder or not is_chatglm(folder):
         where = {"pretrained_model_name_or_path": str(path), "trust_remote_code": trust_remote_code}
-        return AutoModelForCausalLM, where
+        return _auto_class(config), where
     from main.chatglm.weights import load_weights
 
     return GlmForCausalLM, {
         "pretrained_model_name_or_path": None,
         "state_dict": load_weights(folder, config),
     }
+
+
+def _auto_class(config: Any) -> Any:
+    """Models that read images have a class of their own, which keeps their vision tower."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    reads_images = (
+        hasattr(config, "vision_config") and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    )
+    return AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
 
 
 def default_device() -> str:
@@ -251,11 +268,25 @@ def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     answer = "the-answer-of-the-assistant"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
     for messages in (turns, [*turns, turns[0]]):
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        text = _probe_text(tokenizer, messages)
         found = _special_prefix(tokenizer, text.rpartition(answer)[2].lstrip())
         if found is not None:
             return found
     return None
+
+
+def _probe_text(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]]) -> str:
+    """The rendered dialogue; contents as parts for a template of a vision model that needs them."""
+    from jinja2 import TemplateError
+
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        if messages[1]["content"] in text:
+            return text
+    except (TemplateError, TypeError):
+        pass
+    return str(tokenizer.apply_chat_template(parts, tokenize=False))
 
 
 def _special_prefix(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -91,3 +92,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("vllm"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def vision_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Random checkpoints of the vision-language families, see `vision_support.Checkpoints`."""
+    from vision_support import Checkpoints
+
+    return Checkpoints(tmp_path_factory.mktemp("vision"))

@@ -38,7 +38,10 @@ def write_rows(path: Path, count: int) -> Path:
 def spread(prompts, completions, level, **columns) -> list[float]:
     """Rewards that differ between completions and rows, without a model."""
     texts = [completion[-1]["content"] for completion in completions]
-    return [(sum(map(ord, text)) % 17) / 8 - 1 + 0.1 * (n % 3) for text, n in zip(texts, level)]  # noqa: B905
+    return [
+        (sum(map(ord, text)) % 17) / 8 - 1 + 0.1 * (n % 3)
+        for text, n in zip(texts, level, strict=True)
+    ]
 
 
 def make_trainer(model: Path, rows: int = 8, **changes: Any) -> Trainer:

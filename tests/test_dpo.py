@@ -124,7 +124,7 @@ def test_training_learns_the_preference_and_moves_only_the_adapter(tiny_model_pa
     trainer = make_trainer(tiny_model_path)
     base = {n: p.clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
     before = adapter(trainer)
-    results = run(trainer, num_epochs=10, lr=2e-2)
+    results = run(trainer, num_epochs=8, lr=2e-2, beta=1.0)
     first, last = results[0].train, results[-1].train
     assert last["loss"] < 0.3 < first["loss"]
     assert last["accuracy"] > 0.9 and last["rewards/margin"] > 1
@@ -244,17 +244,18 @@ PAIRED_CHANGES = [
 
 
 def test_every_option_changes_the_loss(tiny_model_path, sft_adapter):
-    trainer = make_trainer(tiny_model_path, resume_path=sft_adapter, batch_size=16)
+    trainer = make_trainer(tiny_model_path, resume_path=sft_adapter, data_path="train.jsonl")
     perturb(trainer)
     options = [(BASE, BASE | change) for change in CHANGES]
     options += [(first, first | change) for first, change in PAIRED_CHANGES]
-    known = {}
 
     def loss(given):
-        key = json.dumps(given, sort_keys=True)
-        if key not in known:
-            known[key] = run(trainer, lr=0.0, eval_strategy="no", **given)[0].train["loss"]
-        return known[key]
+        trainer(**given)  # checked, not iterated
+        trainer.open(torch.device("cpu"))
+        rows = [trainer.train_data[i] for i in range(5)]
+        batch = trainer.collate([{**r, "kl": 0.1} for r in rows])
+        with torch.no_grad():
+            return float(trainer.loss(batch.tensors, batch.counts).loss)
 
     for first, second in options:
         assert abs(loss(first) - loss(second)) > 1e-4, second
@@ -304,13 +305,13 @@ def test_several_answers_make_a_pair_each_in_both_loaders(tiny_model_path):
 
 def test_kto_trains_on_unpaired_rows(tiny_model_path):
     rows = [
-        {"prompt": f"Is {n} even?", "completion": "yes" if n % 2 else "no", "label": n % 3 > 0}
+        {"prompt": f"Is {n} even?", "completion": "yes" if n % 3 else "no", "label": n % 3 > 0}
         for n in range(12)
     ]
     write("train.jsonl", rows)
     write("dev.jsonl", rows[:5])
     trainer = make_trainer(tiny_model_path, loader_name="LLM_KTO")
-    results = run(trainer, num_epochs=6, lr=1e-2, loss_type="kto")
+    results = run(trainer, num_epochs=6, lr=2e-2, loss_type="kto", beta=1.0)
     assert results[0].train["kl"] >= 0 and set(results[-1].eval) == RECORDS | {"kl"}
     assert results[-1].train["loss"] < results[0].train["loss"] <= 0.51
     assert results[-1].train["rewards/chosen"] > results[-1].train["rewards/rejected"]
@@ -455,13 +456,14 @@ import json, sys
 from main.trainer.llm_dpo import Trainer
 arguments, options = json.loads(sys.argv[1])
 for result in Trainer(**arguments)(**options):
-    print("RESULT", json.dumps([result.train, result.eval, result.step]))
+    line = json.dumps([result.train, result.eval, result.step])
+    print(f"RESULT {line}\\n", end="", flush=True)  # one write: two processes share the output
 """
 
 
 def environment() -> dict[str, str]:
-    changes = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return os.environ | changes | {"HF_DATASETS_CACHE": str(Path("cache").absolute())}
+    cache = str(Path("cache").absolute())
+    return os.environ | {"PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": cache}
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "kto"])
@@ -504,10 +506,8 @@ def test_two_processes_train_and_evaluate_as_one_does(tiny_model_path, loss_type
     for path in kept():
         path.unlink()
     Path("script.py").write_text(SCRIPT, encoding="utf-8")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "--main_process_port", "0",
-               "script.py", json.dumps([arguments, options])]  # fmt: skip
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*start, "script.py", json.dumps([arguments, options])]
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )

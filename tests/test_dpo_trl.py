@@ -64,7 +64,9 @@ def ours(trainer, rows) -> tuple[float, dict, dict]:
     batch = trainer.collate(rows)
     output = trainer.loss(batch.tensors, batch.counts)
     output.loss.backward()
-    metrics = {name: float(total.detach()) / count for name, (total, count) in output.metrics.items()}
+    metrics = {
+        name: float(total.detach()) / count for name, (total, count) in output.metrics.items()
+    }
     return float(output.loss.detach()), gradients(trainer.policy), metrics
 
 

@@ -1,6 +1,7 @@
 """GRPO end to end on a tiny model: the guide's call, records, resume, processes, errors."""
 
 import csv
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from main.errors import ConfigError, RewardError
+from main.errors import ConfigError, MainError, RewardError
 from main.trainer.grpo import Trainer
 
 WORDS = ["red", "a blue boat", "green", "one two three four", "grey", "a", "b c", "the sea"]
@@ -261,6 +262,9 @@ def test_the_overlong_penalty_is_part_of_the_reward_and_recorded(tiny_model_path
         ({"advantage": "reinforce++", "scale_rewards": "group"}, "does not go with"),
         ({"loss_type": "gpro"}, "loss_type='gpro' must be one of"),
         ({"max_completion_length": 1020}, "exceeds the model's context of 1024"),
+        ({"kl_estimator": "k2"}, "kl_estimator='k2' changes nothing with beta=0"),
+        ({"loss_type": "cispo", "epsilon": 0.1}, "epsilon=0.1 changes nothing with loss_type='ci"),
+        ({"sapo_temperature_neg": 2.0}, "changes nothing with loss_type='dapo'"),
         ({"kl_estimator": "k1"}, "kl_estimator='k1' must be one of 'k2', 'k3'"),
         ({"num_generation": 4}, "Did you mean 'num_generations'"),
     ],
@@ -293,3 +297,14 @@ def test_a_reward_function_that_raises_ends_the_run_with_its_name_and_row(tiny_m
 
     with pytest.raises(RewardError, match=r"'picky' raised ZeroDivisionError.*\(row 3\)"):
         list(run(make_trainer(tiny_model_path), reward_func=picky))
+
+
+@pytest.mark.parametrize("mode", ["server", "colocate"])
+def test_vllm_that_is_not_there_is_a_clear_error_and_the_trainer_can_go_on(tiny_model_path, mode):
+    if mode == "colocate" and importlib.util.find_spec("vllm"):
+        pytest.skip("vllm is installed: main/trainer/rollout_vllm.py has its own tests")
+    trainer = make_trainer(tiny_model_path)
+    options = {"use_vllm": True, "vllm_server_base_url": "http://127.0.0.1:9"}
+    with pytest.raises(MainError, match=r"vllm|vLLM"):
+        list(run(trainer, vllm_mode=mode, **options))
+    assert len(list(run(trainer))) == 1

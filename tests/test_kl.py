@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from main.trainer.kl import KL_ESTIMATORS, kl_estimate
+from main.trainer.kl import KL_ESTIMATORS, adapted_coefficient, kl_estimate
 
 LOGPROBS, REF = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])
 
@@ -32,3 +32,11 @@ def test_the_mean_over_samples_is_the_divergence(estimator):
 @pytest.mark.parametrize("estimator", KL_ESTIMATORS)
 def test_equal_policies_do_not_diverge(estimator):
     assert kl_estimate(LOGPROBS, LOGPROBS, estimator).item() == 0
+
+
+def test_the_coefficient_moves_by_two_percent_at_most():
+    """The error is clipped to +-0.2, a tenth of it counts: 30 of 6 -> +0.02, 5.4 of 6 -> -0.01."""
+    assert adapted_coefficient(0.5, 30.0, 6.0) == pytest.approx(0.5 * 1.02)
+    assert adapted_coefficient(0.5, 5.4, 6.0) == pytest.approx(0.5 * 0.99)
+    assert adapted_coefficient(0.5, -3.0, 6.0) == pytest.approx(0.5 * 0.98)
+    assert adapted_coefficient(0.5, 6.0, 6.0) == 0.5

@@ -265,7 +265,7 @@ def test_a_difference_beyond_the_tolerance_leaves_nothing(tmp_path, base):
 def test_a_merge_that_loses_the_adapter_is_refused(tmp_path, base, monkeypatch):
     folder = base()
     train(load_model(folder), VARIANTS["plain"], tmp_path / "adapter")
-    monkeypatch.setattr(module, "_merge", lambda adapted: adapted.unload())
+    monkeypatch.setattr(module, "merge_adapter", lambda adapted: adapted.unload())
     with pytest.raises(ModelError, match="merging in float32 changed a logit"):
         merge_model(folder, tmp_path / "adapter", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from vllm_support import ENGINE, save_tiny
 
 from main.errors import ConfigError, GenerationError, MissingExtraError, ModelError
 from main.models import LoraOptions, add_adapter, load_model, load_tokenizer, save_adapter
+from main.predictor.engine import own_device
 from main.predictor.hf import Predictor as HFPredictor
 from main.predictor.lora import Adapters, room_for
 from main.predictor.vllm import CallOptions, Predictor
@@ -89,10 +91,10 @@ def test_kinds_of_structure_exclude_each_other():
 def test_an_adapter_needs_an_engine_with_room_for_it(tmp_path, tiny_model_path):
     adapter = make_adapter(tiny_model_path, tmp_path, 1, lora_r=12)
     assert [room_for(rank) for rank in (1, 8, 9, 12, 33)] == [8, 8, 16, 16, 64]
-    without = Adapters(None, None, None, {})
+    without = Adapters(None, None, None, {}, None)
     with pytest.raises(ConfigError, match="started without adapters"):
         without.voice(adapter)
-    small = Adapters(None, None, None, {"enable_lora": True, "max_lora_rank": 8})
+    small = Adapters(None, None, None, {"enable_lora": True, "max_lora_rank": 8}, None)
     with pytest.raises(ConfigError, match=r"rank 12.*room for 8.*max_lora_rank=16"):
         small.voice(adapter)
 
@@ -106,7 +108,16 @@ def test_an_adapter_that_vllm_does_not_compute_is_refused(
 ):
     adapter = make_adapter(tiny_model_path, tmp_path, 1, **options)
     with pytest.raises(ModelError, match=rf"{message}.*Merge it"):
-        Adapters(None, None, None, {"enable_lora": True}).voice(adapter)
+        Adapters(None, None, None, {"enable_lora": True}, None).voice(adapter)
+
+
+def test_an_engine_runs_on_the_device_of_its_rank():
+    assert own_device({}) == {}
+    assert own_device({"LOCAL_RANK": "1"}) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert own_device({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,6"}) == {
+        "CUDA_VISIBLE_DEVICES": "6"
+    }
+    assert own_device({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4"}) == {}
 
 
 # -- answers
@@ -117,12 +128,12 @@ def test_an_adapter_that_vllm_does_not_compute_is_refused(
 def test_greedy_text_equals_that_of_transformers_on_fifty_real_prompts(pred, hf):
     """Where they part, the two best tokens have to be a tie for transformers too."""
     queries = real_prompts(50)
-    ours = pred.predict_with_logprobs(queries, max_new_tokens=24)
-    theirs = hf.predict_with_logprobs(queries, max_new_tokens=24)
+    ours = pred.predict_with_logprobs(queries, max_new_tokens=16)
+    theirs = hf.predict_with_logprobs(queries, max_new_tokens=16)
     assert len(queries) == 50
     parted = [i for i in range(50) if ours[i].token_ids != theirs[i].token_ids]
     for i in parted:
-        rows, _ = hf._prepare(queries[i], None, 24, {})
+        rows, _ = hf._prepare(queries[i], None, 16, {})
         pairs = zip(ours[i].token_ids, theirs[i].token_ids, strict=False)
         at = next(t for t, (a, b) in enumerate(pairs) if a != b)
         ids = torch.tensor([rows[0].prompt_ids + theirs[i].token_ids[:at]])
@@ -269,8 +280,12 @@ def test_an_adapters_own_chat_template_writes_its_prompts(pred, small_model_path
 def test_an_adapter_of_another_base_is_refused_and_the_engine_lives_on(pred, tmp_path):
     other = save_tiny(tmp_path / "other", tokenizer=pred.tokenizer)
     adapter = make_adapter(other, tmp_path / "adapter", 1)
-    with pytest.raises(ModelError, match="vLLM cannot use adapter"):
+    with pytest.raises(ModelError, match=r"does not fit LlamaForCausalLM.*tensors are missing"):
         pred("Hi", max_new_tokens=2, peft_path=adapter)
+    shutil.copy(adapter / "adapter_config.json", tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="are damaged"):
+        pred("Hi", max_new_tokens=2, peft_path=tmp_path)
     assert len(pred("Hi", max_new_tokens=2)) == 1
 
 
@@ -290,18 +305,23 @@ def test_a_plain_script_needs_no_main_guard_and_leaves_no_process(tmp_path, pred
         "print(*[p.pid for p in psutil.Process().children(recursive=True)])\n",
         encoding="utf-8",
     )
+    # as in one of two processes of `accelerate launch`: the engine must not look for the other
+    launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    launched |= {"MASTER_PORT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     done = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,
         text=True,
         timeout=400,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **launched},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     answers, pids = done.stdout.strip().splitlines()[-2:]
     assert answers == "1"
     assert len(pids.split()) >= 2
-    assert not [pid for pid in map(int, pids.split()) if psutil.pid_exists(pid)]
+    left = [psutil.Process(int(pid)) for pid in pids.split() if psutil.pid_exists(int(pid))]
+    _, left = psutil.wait_procs(left, timeout=30)  # Python's tracker sees its parent's end and goes
+    assert not left
     assert "Traceback" not in done.stderr
 
 

@@ -173,7 +173,7 @@ def test_images_need_a_processor_and_text_parts_are_joined(small_model_path):
     tokenizer = load_tokenizer(small_model_path)
     image = {"type": "image", "image": "./example.jpg"}
     text = {"type": "text", "text": "Who is she?"}
-    with pytest.raises(GenerationError, match="1 parts of type 'image', and this model has no"):
+    with pytest.raises(GenerationError, match="1 parts of type 'image', and this model takes"):
         build_prompts(tokenizer, [{"role": "user", "content": [image, text]}])
     parts = build_prompts(tokenizer, {"role": "user", "content": [text]})
     assert parts == build_prompts(tokenizer, "Who is she?")

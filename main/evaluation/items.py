@@ -8,6 +8,7 @@ from main.errors import DataError
 from main.loaders.files import read_rows, row_word
 from main.loaders.messages import dialogue_problems
 from main.loaders.report import Report
+from main.vision import locate_visuals
 
 _KINDS = ("conversations", "prompt", "context", "query")
 
@@ -36,7 +37,10 @@ def read_items(path: str | Path) -> list[Item]:
     """
     report = Report()
     rows = read_rows(path, on_bad=lambda number, text: _refuse(report, number, [text]))
-    return _items(rows, report, Path(path), row_word(path))
+    items = _items(rows, report, Path(path), row_word(path))
+    for item in items:
+        _locate_images(item, Path(path).parent)
+    return items
 
 
 def items_of(rows: Iterable[Mapping[str, Any]]) -> list[Item]:
@@ -59,6 +63,12 @@ def _items(
     if not items:
         raise DataError(f"{path} has no rows: there is nothing to answer.")
     return items
+
+
+def _locate_images(item: Item, folder: Path) -> None:
+    """Relative paths begin at the file too; a missing image fails when its row is asked."""
+    asked = item.query if isinstance(item.query, list) else [item.query]
+    locate_visuals([m for m in (*item.history, *asked) if isinstance(m, Mapping)], folder)
 
 
 def _refuse(report: Report, number: int, problems: list[str]) -> None:

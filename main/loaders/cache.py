@@ -1,8 +1,8 @@
 """A data file -> an Arrow file of encoded rows, made once and memory-mapped ever after.
 
 The cache's key is made of everything that changes the ids: the file's bytes, the row format, the
-tokenizer with its chat template and variables, and the limit. Rows are encoded in batches and
-written at once, so that a file of any size needs the memory of a batch.
+tokenizer with its chat template and variables, the settings for images, and the limit. Rows are
+encoded in batches and written at once, so that a file of any size needs the memory of a batch.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from main.loaders.report import Report
 from main.loaders.template import ChatTemplate
 from main.utils.disk import appearing
 from main.utils.processes import one_first
+from main.vision import locate_visuals
 
 if TYPE_CHECKING:
     import datasets
@@ -110,11 +111,25 @@ def _valid_rows(path: Path, form: Format, report: Report) -> Iterator[Numbered]:
 
     for number, row in read_rows(path, on_bad):
         report.rows += 1
-        problems = form.validate(row)
+        problems = form.validate(row) or _located(row, path.parent)
         if problems:
             report.refuse(number, problems)
         else:
             yield number, row
+
+
+def _located(row: dict[str, Any], folder: Path) -> list[str]:
+    """Make the paths of images absolute; a sentence for each that does not exist."""
+    dialogues = {name: value for name, value in row.items() if _is_dialogue(value)}
+    return [
+        f"'{name}': {problem}"
+        for name, dialogue in dialogues.items()
+        for problem in locate_visuals(dialogue, folder)
+    ]
+
+
+def _is_dialogue(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) for m in value)
 
 
 def _why_empty(path: Path, word: str, report: Report, max_length: int | None) -> str:
@@ -181,6 +196,8 @@ def _key(
     path: Path, form: Format, template: ChatTemplate | PlainText, max_length: int | None
 ) -> str:
     parts = [_digest(path), form.name, form.version, template.fingerprint(), max_length]
+    if getattr(template, "vision", None) is not None:  # relative paths of images begin there
+        parts += [str(path.parent.absolute()), str(Path.cwd())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

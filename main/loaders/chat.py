@@ -10,13 +10,16 @@ from main.loaders.report import Report
 from main.loaders.template import ChatTemplate
 from main.loaders.tokens import Encoded
 from main.loaders.truncate import fit
+from main.vision import media
 
-COLUMNS: dict[str, Any] = {
+TOKEN_COLUMNS: dict[str, Any] = {
     "input_ids": ["int32"],
     "loss_mask": ["bool"],
     "length": "int32",
     "row": "int64",
 }
+# Where the images are and their sizes, as JSON; pixels are made when a batch is.
+COLUMNS = TOKEN_COLUMNS | {"images": "string"}
 
 
 def validate(row: Row) -> list[str]:
@@ -42,7 +45,8 @@ def encode(
             continue
         report.note(number, fate)
         if encoded is not None:
-            yield record(number, encoded)
+            images = media.dump([placed.visual for placed in encoded.images])
+            yield record(number, encoded) | {"images": images}
 
 
 def record(number: int, encoded: Encoded) -> Row:
@@ -55,4 +59,4 @@ def record(number: int, encoded: Encoded) -> Row:
     }
 
 
-FORMAT = Format("chat", 1, COLUMNS, validate, encode)
+FORMAT = Format("chat", 2, COLUMNS, validate, encode)

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import torch
 
+from main.vision import VisionProcessor, media
+
 
 def pad(
     sequences: Sequence[Sequence[int]], value: int | bool, side: Literal["left", "right"] = "right"
@@ -39,3 +41,19 @@ def collate_sft(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, tor
         "loss_mask": pad([row["loss_mask"] for row in rows], False),
         "row": torch.tensor([row["row"] for row in rows], dtype=torch.long),
     }
+
+
+def collate_images(
+    rows: Sequence[Mapping[str, Any]], input_ids: torch.Tensor, vision: VisionProcessor | None
+) -> dict[str, torch.Tensor]:
+    """What a model needs beside the ids (B, T) of rows with images; {} when none has any.
+
+    Raises:
+        DataError: an image that is gone, or of another size than when the rows were encoded.
+    """
+    visuals = [media.load(row.get("images") or "") for row in rows]
+    if vision is None or not any(visuals):
+        return {}
+    names = [f"row {row['row']}" for row in rows]
+    pixels = vision.inputs([row["input_ids"] for row in rows], visuals, names)
+    return pixels | vision.token_types(input_ids)

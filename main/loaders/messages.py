@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from main.options import nearest
+from main.vision import VISUAL_TYPES, part_problem
 
 ROLES = ("system", "user", "assistant", "tool", "observation")
 TOOL_ROLES = ("tool", "observation")
@@ -64,7 +65,7 @@ def _content_problems(message: dict[str, Any], place: str) -> list[str]:
     if "content" not in message:
         return [f"{place} has no 'content'; found {sorted(message)}."]
     if isinstance(content, list):
-        return _part_problems(content, place)
+        return _part_problems(content, place) or _misplaced_images(message, place)
     if not isinstance(content, str):
         return [f"{place} 'content' must be a string; found {_kind(content)}."]
     if message.get("role") == "assistant" and not content.strip():
@@ -75,11 +76,21 @@ def _content_problems(message: dict[str, Any], place: str) -> list[str]:
 def _part_problems(parts: list[Any], place: str) -> list[str]:
     if not parts:
         return [f"{place} 'content' is an empty list; it needs at least one part."]
-    return [
-        f"{place} content[{i}] must be an object with a 'type' such as 'text'; found {_kind(p)}."
-        for i, p in enumerate(parts)
-        if not (isinstance(p, dict) and isinstance(p.get("type"), str))
-    ]
+    problems = []
+    for i, part in enumerate(parts):
+        if isinstance(part, dict) and isinstance(part.get("type"), str):
+            problem = part_problem(part)
+        else:
+            problem = f"must be an object with a 'type' such as 'text'; found {_kind(part)}."
+        problems += [f"{place} content[{i}] {problem}"] if problem else []
+    return problems
+
+
+def _misplaced_images(message: dict[str, Any], place: str) -> list[str]:
+    found = [part["type"] for part in message["content"] if part["type"] in VISUAL_TYPES]
+    if found and message.get("role") == "assistant":
+        return [f"{place} is an assistant turn with a part of type '{found[0]}'; give it text."]
+    return []
 
 
 def _order_problems(messages: Sequence[dict[str, Any]], field: str) -> list[str]:

@@ -63,7 +63,7 @@ class PlainText:
         return hashlib.sha256(f"{state}{self.tokenizer.eos_token}".encode()).hexdigest()
 
     def _framed(self, encoded: Encoded) -> Encoded:
-        ids, mask, turns = encoded
+        ids, mask, turns = encoded[:3]
         eos, shift = self.tokenizer.eos_token_id, len(self.prefix_ids)
         tail = [] if ids[-1:] == [eos] else [eos]
         (begin, end) = turns[0]

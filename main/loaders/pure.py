@@ -5,7 +5,7 @@ Control tokens in these texts are read as such: the layout of a prompt is the au
 
 from collections.abc import Iterator, Sequence
 
-from main.loaders.chat import COLUMNS, record
+from main.loaders.chat import TOKEN_COLUMNS, record
 from main.loaders.format import Format, Numbered, Row, missing
 from main.loaders.plain import PlainText
 from main.loaders.report import Report
@@ -37,4 +37,4 @@ def encode(
             yield record(number, encoded)
 
 
-FORMAT = Format("pure", 1, COLUMNS, validate, encode)
+FORMAT = Format("pure", 1, TOKEN_COLUMNS, validate, encode)

@@ -9,6 +9,7 @@ from main.errors import DataError
 from main.loaders.layout import Layout, Render
 from main.loaders.messages import TOOL_ROLES, text_of
 from main.loaders.tokens import Spans
+from main.vision import template_message
 
 Messages = Sequence[dict[str, Any]]
 
@@ -111,12 +112,20 @@ def _refuse_missing(text: str, messages: Messages) -> None:
     for index, message in enumerate(messages):
         if message["role"] not in ("system", "user"):
             continue
-        content = (text_of(message) or "").strip()
-        if content not in text:
+        missing = [part for part in _texts(message) if part.strip() not in text]
+        if missing:
             raise DataError(
                 f"the chat template leaves out or changes turn {index + 1} ({message['role']}): "
-                f"{content[:60]!r}."
+                f"{missing[0].strip()[:60]!r}."
             )
+
+
+def _texts(message: dict[str, Any]) -> list[str]:
+    """The text of a message, or its pieces where images stand between them."""
+    whole = text_of(message)
+    if whole is not None:
+        return [whole]
+    return [part["text"] for part in message["content"] if isinstance(part.get("text"), str)]
 
 
 def control_problem(messages: Messages, control: re.Pattern[str]) -> str:
@@ -135,4 +144,5 @@ def control_problem(messages: Messages, control: re.Pattern[str]) -> str:
 def _everything(message: dict[str, Any]) -> str:
     if set(message) <= {"role", "content"} and isinstance(message["content"], str):
         return message["content"]
-    return json.dumps([v for k, v in message.items() if k != "role"], ensure_ascii=False)
+    shown = template_message(message)  # without the sources of images
+    return json.dumps([v for k, v in shown.items() if k != "role"], ensure_ascii=False)

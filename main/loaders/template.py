@@ -10,12 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from main.errors import ConfigError, DataError, ModelError
+from main.errors import ConfigError, DataError, MissingFileError, ModelError
 from main.loaders.layout import probe, probe_dialogue
 from main.loaders.plain import PlainText
 from main.loaders.spans import Messages, control_problem, find_starts, find_turns
 from main.loaders.tokens import Encoded
 from main.options import nearest
+from main.vision import VisionProcessor, template_message, visuals_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +34,7 @@ class ChatTemplate:
 
     Args:
         tokenizer: a fast tokenizer with a chat template.
+        vision: of a model that takes images; without it a dialogue with images is refused.
         template_kwargs: variables of the template, e.g. enable_thinking=False.
 
     Raises:
@@ -40,14 +42,19 @@ class ChatTemplate:
         ConfigError: a variable that the template does not read.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", **template_kwargs: Any):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        vision: VisionProcessor | None = None,
+        **template_kwargs: Any,
+    ):
         if not tokenizer.chat_template:
             raise ModelError(
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template. Set "
                 "tokenizer.chat_template to the model family's own, use an instruct model, or "
                 "train on context/target rows with loader_name='LLM_Pure'."
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.vision = tokenizer, vision
         self.template_kwargs = template_kwargs
         self.plain = PlainText(tokenizer)
         self._parts = False
@@ -62,16 +69,15 @@ class ChatTemplate:
             DataError: the template refuses the dialogue (some allow no system turn).
         """
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [self._adapt(message) for message in messages],
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    **self.template_kwargs,
-                )
+            text: Any = self.tokenizer.apply_chat_template(
+                [self._adapt(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **self.template_kwargs,
             )
         except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template refuses this dialogue: {error}") from error
+        return text if self.vision is None else self.vision.write(text, visuals_in(messages))
 
     def encode(self, messages: Messages) -> Encoded:
         """Ids and loss mask of a dialogue; trained are the assistant turns with their end tokens.
@@ -94,7 +100,10 @@ class ChatTemplate:
         prepared = [self._prepare(dialogue) for dialogue in dialogues]
         good = [item for item in prepared if not isinstance(item, DataError)]
         encoded = iter(self.plain.encoder.encode([t for t, _ in good], [s for _, s in good]))
-        return [p if isinstance(p, DataError) else next(encoded) for p in prepared]
+        return [
+            p if isinstance(p, DataError) else self._with_images(next(encoded), dialogue)
+            for p, dialogue in zip(prepared, dialogues, strict=True)
+        ]
 
     def encode_prompt(self, messages: Messages | str) -> list[int]:
         """Ids of what asks for the next assistant turn, as at inference; a string is plain text."""
@@ -103,7 +112,8 @@ class ChatTemplate:
         text = self.render(messages, add_generation_prompt=True)
         starts = find_starts(text, messages, self.layout, self._render, asks=True)
         spans = [(start, start) for start in starts]
-        return self.plain.encoder.encode([text], [spans])[0].input_ids
+        ids = self.plain.encoder.encode([text], [spans])[0].input_ids
+        return ids if self.vision is None else self.vision.expand(ids, visuals_in(messages)).ids
 
     def control_problem(self, messages: Messages | str) -> str:
         """One sentence when a text contains a control token such as "<|im_end|>", else ''."""
@@ -118,6 +128,7 @@ class ChatTemplate:
         special = self.tokenizer.special_tokens_map
         kwargs = json.dumps([special, self.template_kwargs], sort_keys=True, default=repr)
         digest.update(kwargs.encode())
+        digest.update(self.vision.fingerprint().encode() if self.vision else b"")
         return digest.hexdigest()
 
     def _prepare(self, messages: Messages) -> tuple[str, list[tuple[int, int]]] | DataError:
@@ -130,6 +141,20 @@ class ChatTemplate:
         except DataError as error:
             return error
 
+    def _with_images(self, encoded: Encoded, messages: Messages) -> Encoded | DataError:
+        """Every placeholder of an image repeated for its features."""
+        if self.vision is None:
+            return encoded
+        try:
+            ids, images, moved = self.vision.expand(encoded.input_ids, visuals_in(messages))
+        except (DataError, MissingFileError) as error:
+            return DataError(str(error))
+        turns = [(moved[begin], moved[end]) for begin, end in encoded.turns]
+        mask = [False] * len(ids)
+        for begin, end in turns:
+            mask[begin:end] = [True] * (end - begin)
+        return Encoded(ids, mask, turns, images)
+
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         return self.render(messages, add_generation_prompt)
 
@@ -138,6 +163,8 @@ class ChatTemplate:
         message = {**message, "role": self._roles.get(message["role"], message["role"])}
         if message.get("metadata") and "metadata" not in str(self.tokenizer.get_chat_template()):
             raise ValueError("it writes no 'metadata' (the tool that a ChatGLM calls)")
+        if self.vision is not None and visuals_in([message]):
+            return template_message(message)
         if self._parts and isinstance(message.get("content"), str):
             message["content"] = [{"type": "text", "text": message["content"]}]
         elif not self._parts and isinstance(message.get("content"), list):
@@ -169,7 +196,10 @@ class ChatTemplate:
 
 
 def get_template(
-    tokenizer: "PreTrainedTokenizerBase", loader_name: str, **template_kwargs: Any
+    tokenizer: "PreTrainedTokenizerBase",
+    loader_name: str,
+    vision: VisionProcessor | None = None,
+    **template_kwargs: Any,
 ) -> ChatTemplate | PlainText:
     """What turns rows of this loader into ids.
 
@@ -185,7 +215,7 @@ def get_template(
                 f"{sorted(template_kwargs)}; leave them out."
             )
         return PlainText(tokenizer)
-    return ChatTemplate(tokenizer, **template_kwargs)
+    return ChatTemplate(tokenizer, vision, **template_kwargs)
 
 
 def _joined(parts: list[dict[str, Any]]) -> str:

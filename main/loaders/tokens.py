@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from main.errors import ModelError
+from main.vision import Placed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,11 +22,13 @@ class Encoded(NamedTuple):
     input_ids: token ids, T of them.
     loss_mask: T booleans, True = trained.
     turns: token spans [start, end) of the trained turns, in order.
+    images: the images and videos among the tokens, in order.
     """
 
     input_ids: list[int]
     loss_mask: list[bool]
     turns: Spans
+    images: Sequence[Placed] = ()
 
 
 class TextEncoder:

@@ -91,9 +91,12 @@ def _shorter(messages: Messages) -> Iterator[tuple[list[dict[str, Any]], int]]:
 
 
 def _cut(encoded: Encoded, max_length: int) -> tuple[Encoded | None, Fate]:
-    ids, mask = encoded.input_ids[:max_length], encoded.loss_mask[:max_length]
-    turns = [(a, min(b, max_length)) for a, b in encoded.turns if a < max_length]
-    return (Encoded(ids, mask, turns), "cut") if any(mask) else (None, "skipped")
+    # The tokens of an image are whole or not there.
+    end = min([max_length, *(i.start for i in encoded.images if i.start < max_length < i.end)])
+    ids, mask = encoded.input_ids[:end], encoded.loss_mask[:end]
+    turns = [(a, min(b, end)) for a, b in encoded.turns if a < end]
+    images = [image for image in encoded.images if image.end <= end]
+    return (Encoded(ids, mask, turns, images), "cut") if any(mask) else (None, "skipped")
 
 
 def _longest(answers: Answers) -> int:

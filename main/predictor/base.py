@@ -44,6 +44,7 @@ class BasePredictor(ABC):
     voice: Voice
     context: int | None
     system_prompt: str | None
+    vision: Any = None  # how images become tokens; None for models of text
 
     @abstractmethod
     def _decode(
@@ -148,12 +149,15 @@ class BasePredictor(ABC):
             build_message=settings.build_message,
             system_prompt=self.system_prompt,
             template_kwargs=variables,
+            vision=self.vision,
         )
         rows: list[Row] = []
-        for request, ids in enumerate(encode(tokenizer, prompts)):
+        for request, ids in enumerate(encode(tokenizer, prompts, self.vision)):
             limit = self._limit(ids, settings.max_new_tokens, request)
             for sequence in range(settings.num_return_sequences):
-                rows.append(Row(len(rows), ids, limit, _generator(settings, sequence)))
+                row = Row(len(rows), ids, limit, _generator(settings, sequence))
+                row.visuals = prompts.images(request)
+                rows.append(row)
         return rows, settings
 
     def _limit(self, prompt_ids: list[int], max_new_tokens: int, request: int) -> int:

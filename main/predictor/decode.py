@@ -1,8 +1,9 @@
 """Token-by-token decoding of a batch of prompts; finished rows leave the batch at once."""
 
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Row:
     completion_ids: tokens generated so far, a stop token not among them.
     stop_id: the stop token that ended the answer; None while it goes on or if it was cut.
     logprobs: of `completion_ids` and then `stop_id`, where `decode` was asked for them.
+    visuals: the images and videos whose tokens stand in `prompt_ids`, in order.
     """
 
     index: int
@@ -39,6 +41,7 @@ class Row:
     finished: bool = False
     stop_id: int | None = None
     logprobs: list[float] = field(default_factory=list)
+    visuals: Sequence[Any] = ()
 
     @property
     def length(self) -> int:
@@ -79,12 +82,14 @@ def decode(
     stop_ids: Collection[int],
     pad_id: int,
     logprobs: bool = False,
+    vision: Any = None,
 ) -> Iterator[list[Row]]:
     """Yield the rows that got a token, until all are finished.
 
     The caller may set `finished` of a row between two steps. When memory runs out, the batch is
     halved and each half goes on from the tokens that it has. With `logprobs` the rows collect those
-    of their tokens, see `chosen_logprobs`.
+    of their tokens, see `chosen_logprobs`. `vision` makes the pixels of their images, see
+    `main.vision.VisionProcessor`.
 
     Raises:
         GenerationError: a single row does not fit into memory.
@@ -95,7 +100,7 @@ def decode(
         if not batch:
             continue
         try:
-            yield from _decode(model, batch, options, stop_ids, pad_id, logprobs)
+            yield from _decode(model, batch, options, stop_ids, pad_id, logprobs, vision)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -124,9 +129,10 @@ def _decode(
     stop_ids: Collection[int],
     pad_id: int,
     logprobs: bool,
+    vision: Any,
 ) -> Iterator[list[Row]]:
     rows = sorted(rows, key=lambda row: -row.length)
-    state = _State(model, rows, options, pad_id, logprobs)
+    state = _State(model, rows, options, pad_id, logprobs, vision)
     while running := [row for row in rows if not row.finished]:
         if len(running) < len(rows) and state.can_drop:
             state.keep([i for i, row in enumerate(rows) if not row.finished])
@@ -176,6 +182,7 @@ class _State:
         options: GenerationOptions,
         pad_id: int,
         logprobs: bool,
+        vision: Any,
     ):
         self.model, self.options, self.logprobs = model, options, logprobs
         ids = [row.prompt_ids + row.completion_ids for row in rows]
@@ -186,6 +193,11 @@ class _State:
         self.ids = torch.tensor(padded, device=device)  # (B, P), afterwards (B, 1)
         self.mask = torch.tensor(kept, device=device)  # (B, P + T)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.vision, self.prompts = vision, rows
+        if vision is not None:
+            visuals = [visual for row in rows for visual in row.visuals]
+            places = vision.positions(model, self.ids, self.mask, visuals)
+            self.positions = self.positions if places is None else places  # (3, B, P)
         self.capacity = width + max(row.limit for row in rows)
         self.lengths = [row.length for row in rows]
         self.runs = _runs(ids)
@@ -224,9 +236,12 @@ class _State:
             width = lengths[start]
             part = (torch.tensor(firsts[start:end], device=self.ids.device), slice(-width, None))
             caches.append(new_cache(self.model, width if len(groups) > 1 else self.capacity))
+            positions = self.positions[..., *part]
+            pixels = self._pixels(self.prompts[start:end])
             logits.append(
-                self._forward(self.ids[part], self.mask[part], self.positions[part], caches[-1])
+                self._forward(self.ids[part], self.mask[part], positions, caches[-1], pixels)
             )
+        self.prompts = []
         self.cache = caches[0] if len(caches) == 1 else join(caches, self.capacity)
         if len(firsts) == len(runs):
             return torch.cat(logits)
@@ -234,8 +249,20 @@ class _State:
         self.cache.batch_select_indices(copies)
         return torch.cat(logits)[copies]
 
+    def _pixels(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        if self.vision is None:
+            return {}
+        names = [f"request {row.index}" for row in rows]
+        made = self.vision.inputs([r.prompt_ids for r in rows], [r.visuals for r in rows], names)
+        return {name: tensor.to(self.model.device) for name, tensor in made.items()}
+
     def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: Any,
+        pixels: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor:
         """Logits (B, V) after the last of `ids` (B, new tokens)."""
         output = self.model(
@@ -245,6 +272,7 @@ class _State:
             past_key_values=cache,
             use_cache=True,
             **self.extra,
+            **pixels,
         )
         return output.logits[:, -1].float()
 
@@ -258,7 +286,7 @@ class _State:
     def _advance(self, tokens: torch.Tensor) -> None:
         self.ids = tokens  # (B, 1)
         self.mask = torch.cat([self.mask, torch.ones_like(tokens)], dim=1)
-        self.positions = self.positions[:, -1:] + 1
+        self.positions = self.positions[..., -1:] + 1  # a prompt ends in text, never in an image
         if self.seen is not None:
             self.seen.scatter_(1, tokens, True)
 
@@ -266,7 +294,7 @@ class _State:
         """Drop all rows but these."""
         chosen = torch.tensor(indices, device=self.ids.device)
         self.ids, self.mask = self.ids[chosen], self.mask[chosen]
-        self.positions = self.positions[chosen]
+        self.positions = self.positions[..., chosen, :]
         self.seen = None if self.seen is None else self.seen[chosen]
         self.cache.batch_select_indices(chosen)
 

@@ -23,6 +23,9 @@ STARTING = threading.Lock()  # one engine at a time, so that its processes are k
 CPU_CACHE_BYTES = 4 * 2**30  # most memory for keys and values on a CPU unless the caller says
 SHUTDOWN_SECONDS = 30
 END = object()
+CHANGED = {"VLLM_LOGGING_LEVEL", "CUDA_VISIBLE_DEVICES"}  # variables of the engine's processes
+RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
+RANKS |= {"MASTER_ADDR", "MASTER_PORT"}
 
 
 class Request(NamedTuple):
@@ -284,19 +287,41 @@ async def _cancel_all() -> None:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Hundreds of lines of log a start are left out, unless the caller's environment asks for them.
+    """The environment that the engine's processes inherit; afterwards ours is as it was.
 
-    vLLM and the processes that it starts read their level from the environment only.
+    They are no ranks of this process's group, and run on its device. Hundreds of lines of log a
+    start are left out unless the caller's environment asks for them.
     """
-    name = "VLLM_LOGGING_LEVEL"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "ERROR"
+    before = dict(os.environ)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.update(own_device(before))
+    for name in before:
+        if name in RANKS or name.startswith("TORCHELASTIC"):
+            del os.environ[name]
     try:
         yield
     finally:
-        os.environ.pop(name, None)
+        for name in set(os.environ) | set(before):
+            if name in before:
+                os.environ[name] = before[name]
+            elif name in CHANGED:
+                del os.environ[name]
+
+
+def own_device(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of several GPUs that a launcher shares out by LOCAL_RANK, the one of this process.
+
+    >>> own_device({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,6"})
+    {'CUDA_VISIBLE_DEVICES': '6'}
+    """
+    rank = environment.get("LOCAL_RANK")
+    if rank is None:
+        return {}
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else []
+    if visible is not None and int(rank) >= len(devices):
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": devices[int(rank)] if devices else rank}
 
 
 @contextmanager

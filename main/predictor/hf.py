@@ -26,6 +26,7 @@ from main.options import parse
 from main.predictor.base import BasePredictor, Voice
 from main.predictor.decode import Row, batches, decode
 from main.predictor.request import answer_lead
+from main.vision import load_vision
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Predictor(BasePredictor):
         self.options = parse(PredictorOptions, given, "hf.Predictor()", aliases)
         self.tokenizer = _tokenizer(self.options)
         self.model = _model(self.options)
+        self.vision = load_vision(model_from_pretrained, self.model.config, self.tokenizer)
         self.stop_ids = frozenset(stop_token_ids(self.model, self.tokenizer))
         self.voice = Voice(self.tokenizer, self.stop_ids, answer_lead(self.tokenizer))
         self.context = context_length(self.model.config)
@@ -99,7 +101,9 @@ class Predictor(BasePredictor):
         budget = self.options.max_batch_tokens or _default_budget(self.model.device)
         pad_id = self.tokenizer.pad_token_id
         for batch in batches(rows, self.options.batch_size, budget):
-            yield from decode(self.model, batch, settings, self.stop_ids, pad_id, logprobs)
+            yield from decode(
+                self.model, batch, settings, self.stop_ids, pad_id, logprobs, vision=self.vision
+            )
 
 
 def _tokenizer(options: PredictorOptions) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from main.adapters import CONFIG, WEIGHTS, adapter_config
+from main.adapters import CONFIG, WEIGHTS, adapter_config, check_adapter
 from main.errors import ConfigError, ModelError
 from main.models import load_tokenizer
 from main.predictor.base import Voice
@@ -69,6 +69,7 @@ class Adapters:
         base: who answers without an adapter.
         stop_ids: end tokens of a tokenizer.
         arguments: what the engine was started with.
+        config: the base model's configuration.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class Adapters:
         base: Voice,
         stop_ids: Callable[[Any], frozenset[int]],
         arguments: Mapping[str, Any],
+        config: Any,
     ):
+        self.config = config
         self.engine, self.base, self.stop_ids = engine, base, stop_ids
         self.room = arguments.get("max_lora_rank", 16) if arguments.get("enable_lora") else 0
         self.trust_remote_code = bool(arguments.get("trust_remote_code"))
@@ -115,6 +118,7 @@ class Adapters:
     def _load(self, folder: Path) -> Voice:
         from vllm.lora.request import LoRARequest
 
+        check_adapter(_skeleton(self.config), folder)
         number = next(self._numbers)
         # the name is part of the key under which vLLM keeps the prompts that it has seen
         request = LoRARequest(f"{folder.name}-{number}", number, str(folder))
@@ -123,3 +127,12 @@ class Adapters:
             return self.base._replace(adapter=request)
         tokenizer = load_tokenizer(folder, trust_remote_code=self.trust_remote_code)
         return Voice(tokenizer, self.stop_ids(tokenizer), answer_lead(tokenizer), request)
+
+
+def _skeleton(config: Any) -> Any:
+    """The base model without weights: vLLM itself takes an adapter of other shapes unseen."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

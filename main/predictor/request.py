@@ -8,15 +8,18 @@ from jinja2 import Environment, TemplateError, meta
 
 from main.errors import ConfigError, GenerationError
 from main.types import Message
+from main.vision import SUPPORTED, Visual, part_problem, template_message, visuals_in
+from main.vision.media import is_visual
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from main.vision import VisionProcessor
 
 Query = str | Mapping[str, Any]
 ANSWERABLE = ("user", "tool", "observation", "function")
 TEMPLATE_OWN = {"messages", "add_generation_prompt", "raise_exception", "strftime_now"}
 GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-VISUAL = ("image", "image_url", "video")
 
 
 class Prompts(NamedTuple):
@@ -24,10 +27,16 @@ class Prompts(NamedTuple):
 
     texts: rendered prompts, special tokens spelt out where a template wrote them.
     templated: True when a chat template made them, so that the tokenizer must add nothing.
+    visuals: the images and videos of each, in the order of their placeholders.
     """
 
     texts: list[str]
     templated: bool
+    visuals: Sequence[Sequence[Visual]] = ()
+
+    def images(self, request: int) -> Sequence[Visual]:
+        """Those of one request."""
+        return self.visuals[request] if self.visuals else ()
 
 
 def build_prompts(
@@ -38,6 +47,7 @@ def build_prompts(
     build_message: bool = True,
     system_prompt: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    vision: "VisionProcessor | None" = None,
 ) -> Prompts:
     """The prompts for `query` after `history`; neither is changed.
 
@@ -48,15 +58,18 @@ def build_prompts(
         build_message: False = `query` is raw text (or a list of it), and no template is used.
         system_prompt: opens every dialogue that does not open with a system message itself.
         template_kwargs: variables for the chat template, e.g. `enable_thinking=False`.
+        vision: of a model that takes images; without it they are refused.
 
     Raises:
         ConfigError: a query or history of the wrong shape.
+        MissingFileError, DataError: an image that cannot be read.
         GenerationError: the model has no chat template, or its template refuses a dialogue.
     """
     if not build_message:
         return Prompts(_raw_prompts(query, history, template_kwargs), templated=False)
     dialogues = build_dialogues(query, history, system_prompt)
-    return Prompts(render(tokenizer, dialogues, template_kwargs), templated=True)
+    texts = render(tokenizer, dialogues, template_kwargs, vision)
+    return Prompts(texts, templated=True, visuals=[visuals_in(d) for d in dialogues])
 
 
 def build_dialogues(
@@ -78,6 +91,7 @@ def render(
     tokenizer: "PreTrainedTokenizerBase",
     dialogues: Sequence[list[Message]],
     template_kwargs: Mapping[str, Any] | None = None,
+    vision: "VisionProcessor | None" = None,
 ) -> list[str]:
     """Each dialogue as the text that the model continues with its answer."""
     if not tokenizer.chat_template:
@@ -86,13 +100,22 @@ def render(
             "written as a prompt. Set `tokenizer.chat_template`, or pass finished prompts with "
             "build_message=False."
         )
-    return [_render(tokenizer, i, d, template_kwargs or {}) for i, d in enumerate(dialogues)]
-
-
-def encode(tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> list[list[int]]:
-    """Token ids of each prompt; a BOS that the text already spells out is not added again."""
-    bos = tokenizer.bos_token
     return [
+        _render(tokenizer, i, d, template_kwargs or {}, vision) for i, d in enumerate(dialogues)
+    ]
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Prompts,
+    vision: "VisionProcessor | None" = None,
+) -> list[list[int]]:
+    """Token ids of each prompt; a BOS that the text already spells out is not added again.
+
+    With `vision` the placeholder of an image is repeated for each of its features.
+    """
+    bos = tokenizer.bos_token
+    ids = [
         tokenizer(
             text,
             add_special_tokens=not (
@@ -101,6 +124,9 @@ def encode(tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> list[list[
         )["input_ids"]
         for text in prompts.texts
     ]
+    if vision is None:
+        return ids
+    return [vision.expand(row, prompts.images(i)).ids for i, row in enumerate(ids)]
 
 
 def answer_lead(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -230,15 +256,30 @@ def _message(given: Any, where: str) -> Message:
         raise ConfigError(
             f"{where}: 'content' must be text or a list of parts, not {type(content).__name__}."
         )
+    for i, part in enumerate(content if isinstance(content, list) else []):
+        problem = _part_problem(part)
+        if problem:
+            raise ConfigError(f"{where} content[{i}] {problem}")
     return dict(given)  # type: ignore[return-value]
 
 
+def _part_problem(part: Any) -> str:
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        return f"must be a part such as {{'type': 'text', 'text': '...'}}; got {_shape(part)}."
+    return part_problem(part)
+
+
 def _render(
-    tokenizer: Any, index: int, dialogue: list[Message], template_kwargs: Mapping[str, Any]
+    tokenizer: Any,
+    index: int,
+    dialogue: list[Message],
+    template_kwargs: Mapping[str, Any],
+    vision: "VisionProcessor | None",
 ) -> str:
+    adapt = _as_text if vision is None else template_message
     try:
-        return tokenizer.apply_chat_template(
-            [_as_text(message) for message in dialogue],
+        text = tokenizer.apply_chat_template(
+            [adapt(message) for message in dialogue],
             tokenize=False,
             add_generation_prompt=True,
             **template_kwargs,
@@ -248,6 +289,7 @@ def _render(
             f"the chat template of '{tokenizer.name_or_path}' refuses request {index} (roles "
             f"{[message['role'] for message in dialogue]}): {error}"
         ) from error
+    return text if vision is None else vision.write(text, visuals_in(dialogue))
 
 
 def _as_text(message: Message) -> Message:
@@ -255,11 +297,11 @@ def _as_text(message: Message) -> Message:
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    visual = [part["type"] for part in content if part.get("type") in VISUAL]
+    visual = [part["type"] for part in content if is_visual(part)]
     if visual:
         raise GenerationError(
-            f"the message has {len(visual)} parts of type '{visual[0]}', and this model has no "
-            "processor for them. Use a vision-language model, or text alone."
+            f"the message has {len(visual)} parts of type '{visual[0]}', and this model takes "
+            f"text alone. Models that take images: {', '.join(SUPPORTED)}."
         )
     return {**message, "content": "".join(part.get("text", "") for part in content)}
 

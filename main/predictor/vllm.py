@@ -128,7 +128,7 @@ class Predictor(BasePredictor):
         try:
             self.context = self.engine.context
             base = Voice(tokenizer, self._stop_ids(tokenizer), answer_lead(tokenizer))
-            self._adapters = Adapters(self.engine, base, self._stop_ids, arguments)
+            self._adapters = Adapters(self.engine, base, self._stop_ids, arguments, config)
             self.voice = base if own.peft_path is None else self._adapters.voice(own.peft_path)
         except BaseException:
             self.close()

@@ -13,6 +13,7 @@ from main.models import (
     add_adapter,
     family,
     load_adapter,
+    load_config,
     load_model,
     load_tokenizer,
     save_adapter,
@@ -26,6 +27,7 @@ from main.trainer.loop import Loop, Place
 from main.trainer.task import Task
 from main.types import EpochResult
 from main.utils.processes import uses_deepspeed
+from main.vision import load_vision
 
 
 class EncodedRows:
@@ -51,6 +53,7 @@ class BaseTrainer(Task):
     loop_aliases: ClassVar[Mapping[str, str]] = LOOP_ALIASES
     loaders: ClassVar[tuple[str, ...]]  # row formats that the method can train on
     generates: ClassVar[bool] = False  # the method draws completions while it trains
+    takes_images: ClassVar[bool] = False  # whether its batches carry pixels
 
     def __init_subclass__(cls) -> None:
         """Show the real arguments in `help()` and to editors, not `**arguments`."""
@@ -66,7 +69,10 @@ class BaseTrainer(Task):
         self.tokenizer = setup.tokenizer or load_tokenizer(
             setup.from_pretrained, trust_remote_code=setup.trust_remote_code
         )
-        self.template = get_template(self.tokenizer, setup.loader_name, **setup.template_kwargs)
+        self.vision = self._load_vision() if self.takes_images else None
+        self.template = get_template(
+            self.tokenizer, setup.loader_name, self.vision, **setup.template_kwargs
+        )
         self.batch_size = setup.batch_size
         self.batch_size_eval = setup.batch_size_eval or setup.batch_size
         self._load_data(files)
@@ -95,6 +101,13 @@ class BaseTrainer(Task):
             f"loader_name={setup.loader_name!r} does not fit this trainer: "
             f"it must be one of {list(self.loaders)}."
         ]
+
+    def _load_vision(self) -> Any:
+        setup = self.setup
+        config = setup.config or load_config(
+            setup.from_pretrained, trust_remote_code=setup.trust_remote_code
+        )
+        return load_vision(setup.from_pretrained, config, self.tokenizer)
 
     def _load_data(self, files: dict[str, Path]) -> None:
         setup = self.setup

@@ -70,16 +70,24 @@ def rotate(
     """Delete this run's oldest checkpoints beyond `keep`, never the best one.
 
     companions: names of directories `<name>_<step>` that go with the checkpoint of that step.
+
+    Raises:
+        CheckpointError: one cannot be deleted; the newest stands all the same.
     """
     if keep is None:
         return
     mine = [path for path in complete(root) if read_progress(path)["run_id"] == run_id]
     for path in mine[:-keep]:
-        if path != best:
-            step = path.name.rpartition("_")[2]
-            _delete(path)
-            for name in companions:
-                _delete(root / f"{name}_{step}")
+        if path == best:
+            continue
+        step = path.name.rpartition("_")[2]
+        try:
+            for doomed in (path, *(root / f"{name}_{step}" for name in companions)):
+                _delete(doomed)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} is one too many, but could not be deleted: {error}."
+            ) from error
 
 
 def read_progress(directory: Path) -> dict[str, Any]:

@@ -70,8 +70,12 @@ class ActorCritic(LogprobModel):
         temperature: float = 1.0,
         entropy: bool = False,
         entropy_gradient: bool = True,
+        critic: bool = True,
     ) -> ActorCriticOutput:
-        """Score the tokens of right-padded `input_ids` (B, T); see `LogprobModel.forward`."""
+        """Score the tokens of right-padded `input_ids` (B, T); see `LogprobModel.forward`.
+
+        Without `critic`, as the reference needs it, the values are empty.
+        """
         scored = super().forward(
             input_ids,
             loss_mask,
@@ -79,6 +83,8 @@ class ActorCritic(LogprobModel):
             entropy=entropy,
             entropy_gradient=entropy_gradient,
         )
+        if not critic:
+            return ActorCriticOutput(scored.logprobs, scored.entropy, scored.logprobs.new_empty(0))
         hidden = scored.hidden if self.kind == "head" else scored.hidden.detach()
         if self.kind == "adapter":
             hidden = self._critic_states(input_ids, loss_mask)

@@ -189,6 +189,11 @@ def make_accelerator(options: LoopOptions, task: Task, output_dir: Path) -> Any:
         settings = {"deepspeed_plugin": _plugin(options, task, on_cpu)}
     elif launched():
         join()
+    elif os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ:
+        log.warning(
+            "`accelerate launch --cpu --num_processes N` starts one process only. Several on CPUs: "
+            "`accelerate launch --multi_gpu --num_processes N`, or `torchrun --nproc-per-node N`."
+        )
     precision = "bf16" if options.bf16 else "fp16" if options.fp16 else "no"
     if precision == "fp16" and on_cpu:
         log.warning("fp16 needs a GPU: training in float32 on this CPU.")

@@ -14,6 +14,7 @@ from main.loaders.collate import pad
 from main.trainer.gae import Credit, Placement, gae, place_scores
 from main.trainer.kl import KLEstimator, kl_estimate
 from main.trainer.rewards import Scoreable, as_completion, completion_texts
+from main.trainer.rollout import Completion
 from main.trainer.task import Metrics, Row
 
 
@@ -26,6 +27,7 @@ class Sample:
     counted: False for a filler that keeps processes in step.
     score: the reward of the whole completion.
     last_value: the critic's value after the last token, 0 for one that ended.
+    sampling_logprobs: as the sampler reported them; None for one that was not sampled.
     """
 
     row: Row
@@ -34,6 +36,7 @@ class Sample:
     counted: bool = True
     score: float = 0.0
     last_value: float = 0.0
+    sampling_logprobs: Tensor | None = None
     old_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
     ref_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
     entropy: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -45,6 +48,11 @@ class Sample:
     def prompt_ids(self) -> list[int]:
         return self.row["prompt_ids"]
 
+    @property
+    def drawn_logprobs(self) -> Tensor:
+        """(T,), log-probs that the tokens were drawn with; the policy's own for a gold answer."""
+        return self.old_logprobs if self.sampling_logprobs is None else self.sampling_logprobs
+
     def kl(self, estimator: KLEstimator) -> Tensor:
         """(T,), the divergence from the reference at each token, nats."""
         return kl_estimate(self.old_logprobs, self.ref_logprobs, estimator)
@@ -53,6 +61,12 @@ class Sample:
 def draw_seed(*parts: object) -> int:
     """A seed that the same parts give on every process and in every run."""
     return random.Random("-".join(map(str, parts))).getrandbits(62)
+
+
+def drawn_sample(row: Row, completion: Completion) -> Sample:
+    """What a sampler drew for the row's prompt."""
+    logprobs = torch.tensor(completion.sampling_logprobs)
+    return Sample(row, list(completion.ids), completion.ended, sampling_logprobs=logprobs)
 
 
 def gold_sample(row: Row, seed: int, stop_ids: Sequence[int], counted: bool = True) -> Sample:
@@ -151,6 +165,13 @@ def describe(samples: Sequence[Sample], estimator: KLEstimator) -> Metrics:
         "kl": (sum(float(sample.kl(estimator).sum()) for sample in samples), number),
         "entropy": (sum(float(sample.entropy.sum()) for sample in samples), tokens),
     }
+
+
+def mismatch(samples: Sequence[Sample]) -> Metrics:
+    """How far the sampler's log-probs are from the trainer's, over the sampled tokens."""
+    sampled = [sample for sample in samples if sample.sampling_logprobs is not None]
+    apart = sum(float((s.drawn_logprobs - s.old_logprobs).abs().sum()) for s in sampled)
+    return {"sampling_mismatch": (apart, sum(len(sample.ids) for sample in sampled))}
 
 
 def table(samples: Sequence[Sample], tokenizer: Any) -> str:

@@ -37,12 +37,13 @@ from main.trainer.grpo_options import (
 from main.trainer.kl import kl_estimate
 from main.trainer.reference import Reference
 from main.trainer.rewards import Rewards
+from main.trainer.rollout import Sampler
 from main.trainer.samplers import make_sampler
 from main.trainer.samples import SAMPLE, by_completion, collate, inputs, keep, key, seed_of
 from main.trainer.scoring import complete, sample_metrics, samples_table
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
-from main.utils.processes import gather_objects, place
+from main.utils.processes import gather_objects, place, together
 
 CISPO_WEIGHT = 5.0  # default of epsilon_high for 'cispo', as ScaleRL recommends (2510.13786)
 TABLE_ROWS = 8  # samples shown an epoch
@@ -73,6 +74,7 @@ class Trainer(BaseTrainer):
         super().__init__(**arguments)
         disable_dropout(self.model)
         self.reference: Reference | None = None
+        self.sampler: Sampler | None = None
         self.share = self.setup.share_prompts and takes_branches(self.causal_lm)
         self.shown: list[str] = []  # a table of the latest draw
 
@@ -95,12 +97,15 @@ class Trainer(BaseTrainer):
         return run
 
     def open(self, device: torch.device) -> None:
-        self.sampler = make_sampler(
-            self.options, self.policy, self.stop_ids, self.pad_id, base=self.setup.from_pretrained
+        base = self.setup.from_pretrained
+        self.sampler = together(
+            lambda: make_sampler(self.options, self.policy, self.stop_ids, self.pad_id, base)
         )
 
     def close(self) -> None:
-        self.sampler.close()
+        if self.sampler is not None:
+            self.sampler.close()
+        self.sampler = None
 
     # -- one draw of prompts: completions, rewards, advantages, then the updates
 
@@ -111,14 +116,17 @@ class Trainer(BaseTrainer):
         for iteration in range(self.options.num_iterations):
             yield Update(drawn, None if iteration else metrics)
 
+    def _complete(self, rows: list[Row], seeds: list[int], greedy: bool = False) -> None:
+        assert self.sampler is not None, "a run is open"
+        complete(rows, seeds, self.sampler, self.tokenizer, self.rewards, self.options, greedy)
+
     def _roll_out(self, drawn: list[MicroRows], step: int) -> Metrics:
         """Fill every row of `drawn` with its sample; returns what to record."""
         options = self.options
         todo = [row for micro in drawn for row in micro.rows]
         redrawn: set[int] = set()
         for attempt in range(options.dynamic_sampling + 1):
-            seeds = [seed_of(self.setup.seed, step, row, attempt) for row in todo]
-            complete(todo, seeds, self.sampler, self.tokenizer, self.rewards, options)
+            self._complete(todo, [seed_of(self.setup.seed, step, r, attempt) for r in todo])
             rewards = self._all_rewards(drawn)
             flat = zero_spread(_grouped(rewards, options.num_generations))
             rows = sorted({row for row, _ in rewards})
@@ -221,9 +229,7 @@ class Trainer(BaseTrainer):
 
     def evaluate(self, rows: list[Row], device: torch.device) -> Metrics:
         """Rewards of the likeliest completion of each prompt."""
-        complete(
-            rows, [0] * len(rows), self.sampler, self.tokenizer, self.rewards, self.options, True
-        )
+        self._complete(rows, [0] * len(rows), greedy=True)
         return sample_metrics([row[SAMPLE] for row in rows], self.rewards, self.options)
 
     def _remember(self, drawn: list[MicroRows]) -> None:

@@ -1,6 +1,6 @@
 """What the GRPO trainer accepts beside what every trainer does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from main.trainer.advantages import Advantage, Scale
@@ -137,9 +137,28 @@ class GRPOOptions(SamplerOptions, LoopOptions):
                 f"overlong_cache={self.overlong_cache} must be less than "
                 f"max_completion_length={self.max_completion_length}."
             )
+        found += self._without_effect()
         if self.advantage == "reinforce++" and self.scale == "group":
             found.append(
                 "scale_rewards='group' does not go with advantage='reinforce++', which normalises "
                 "over the batch: use 'batch' or 'none', or advantage='group'."
             )
         return found
+
+    def _without_effect(self) -> list[str]:
+        """Options that were changed and that the others leave without a use."""
+        loss, no_clip = f"loss_type={self.loss_type!r}", ("sapo", "vespo")
+        unused = {
+            "epsilon": loss if self.loss_type in ("cispo", *no_clip) else "",
+            "epsilon_high": loss if self.loss_type in no_clip else "",
+            "sapo_temperature_pos": loss if self.loss_type != "sapo" else "",
+            "sapo_temperature_neg": loss if self.loss_type != "sapo" else "",
+            "kl_estimator": "beta=0" if not self.beta else "",
+            "unbiased_kl": "beta=0" if not self.beta else "",
+        }
+        defaults = {field.name: field.default for field in fields(self)}
+        return [
+            f"{name}={getattr(self, name)!r} changes nothing with {cause}: leave it out."
+            for name, cause in unused.items()
+            if cause and getattr(self, name) != defaults[name]
+        ]

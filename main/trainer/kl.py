@@ -28,3 +28,13 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator =
     if estimator == "k2":
         return log_ratio.square() / 2
     return log_ratio.exp() - 1 - log_ratio
+
+
+def adapted_coefficient(coefficient: float, found: float, target: float) -> float:
+    """The weight of a divergence that is to stay near `target`, after a batch that had `found`.
+
+    coefficient * (1 + 0.1 * clip(found / target - 1, -0.2, 0.2)): Ziegler et al., "Fine-Tuning
+    Language Models from Human Preferences", arXiv 1909.08593, section 2.2.
+    """
+    error = min(max(found / target - 1, -0.2), 0.2)
+    return coefficient * (1 + 0.1 * error)

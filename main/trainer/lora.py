@@ -8,6 +8,10 @@ Deviations from the usual SFT loop:
 2. Only the positions whose next token is trained reach the output layer.
 3. Rows of similar length share a step, see main/loaders/sampler.py.
 
+Rows of a vision-language model may carry images; their pixels are made when a batch is. The vision
+tower stays frozen unless `target_modules` names its layers. Under ZeRO-3 every process has to enter
+the same layers: give it rows that all have images, or none.
+
     from main.trainer.lora import Trainer
 
     trainer = Trainer(from_pretrained="models/SmolLM2-135M-Instruct", data_path="ticket_en")
@@ -18,7 +22,7 @@ Deviations from the usual SFT loop:
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from main.loaders.collate import collate_sft
+from main.loaders.collate import collate_images, collate_sft
 from main.trainer.base import BaseTrainer
 from main.trainer.task import Batch, LossOutput, Row
 from main.types import EpochResult
@@ -36,6 +40,7 @@ class Trainer(BaseTrainer):
     """
 
     loaders = ("LLM_Chat", "ChatGLM_Chat", "LLM_Pure", "ChatGLM_LoRA")
+    takes_images = True
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
@@ -47,7 +52,10 @@ class Trainer(BaseTrainer):
     def collate(self, rows: list[Row]) -> Batch:
         tensors = collate_sft(rows, self.pad_id)
         return Batch(
-            tensors={name: tensors[name] for name in ("input_ids", "loss_mask")},
+            tensors={
+                **{name: tensors[name] for name in ("input_ids", "loss_mask")},
+                **collate_images(rows, tensors["input_ids"], self.vision),
+            },
             counts={"tokens": int(tensors["loss_mask"].sum())},
             tokens=int(tensors["attention_mask"].sum()),
         )

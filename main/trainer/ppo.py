@@ -7,7 +7,9 @@ Schulman et al., arXiv 1707.06347, equations 7 and 9; A and R by GAE, arXiv 1506
 over the completion tokens of the optimizer step. Each draw of rows is made into `ppo_epochs`
 optimizer steps. Deviations and choices:
 1. Policy, reference and critic share one copy of the base weights (main/trainer/critic.py).
-2. An offline batch takes a gold answer for the sample, its old log-probs from the policy.
+2. An offline batch takes a gold answer for the sample, its old log-probs from the policy. As in
+   self-imitation learning, arXiv 1806.05635, equation 2, only max(A, 0) counts there: once the
+   critic expects the gold answer's reward, A is noise, and half of it would lower that answer.
 3. The reward's divergence from the starting policy is taken off token by token (`kl_coef`).
 4. Rows whose completion the length limit cut are bootstrapped with the critic's value.
 
@@ -36,7 +38,9 @@ from main.trainer.experience import (
     credit,
     describe,
     draw_seed,
+    drawn_sample,
     gold_sample,
+    mismatch,
     model_inputs,
     scoreable,
     split,
@@ -44,17 +48,17 @@ from main.trainer.experience import (
     token_rewards,
 )
 from main.trainer.gae import explained_variance, moments, value_losses, whiten
+from main.trainer.kl import adapted_coefficient
 from main.trainer.logprobs import scoring
-from main.trainer.policy_loss import clipped_surrogate
+from main.trainer.policy_loss import clipped_surrogate, sampling_correction
 from main.trainer.ppo_options import PPO_LOOP_ALIASES, PPO_SETUP_ALIASES, PPOOptions, PPOSetup
+from main.trainer.ppo_rewards import load_reward_source, make_rewards
+from main.trainer.records import mean_of
 from main.trainer.reference import Reference
-from main.trainer.reward_model import RewardModel, is_reward_model
-from main.trainer.rewards import Rewards
-from main.trainer.rollout import HFSampler, Sampler
-from main.trainer.similarity import SimilarityReward
+from main.trainer.rollout import Completion, Sampler
+from main.trainer.samplers import make_sampler
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
-from main.utils.encoder import SentenceEncoder
 from main.utils.processes import gather_objects, together
 
 SHOWN = 8  # completions in an epoch's table
@@ -78,7 +82,7 @@ class Trainer(BaseTrainer):
     generates = True
     setup: PPOSetup
     options: PPOOptions
-    sampler: Sampler
+    sampler: Sampler | None = None
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
@@ -89,7 +93,7 @@ class Trainer(BaseTrainer):
         _switch_dropout(self.model, setup.lora_dropout)
         if setup.critic_resume_path is not None:
             self.model.load_critic(setup.critic_resume_path)
-        self.encoder, self.reward_model = _reward_source(setup)
+        self.reward_source = load_reward_source(setup.reward_from_pretrained, setup.device)
         self.companions = {"Critic": lambda folder: self.actor_critic.save_critic(folder)}
         self.kl_coef = 0.0
         self._shown: dict[str, list[Sample]] = {"eval": [], "train": []}
@@ -99,7 +103,7 @@ class Trainer(BaseTrainer):
         run = self._run(arguments)
         self.updates_per_step = self.options.ppo_epochs
         self.kl_coef = self.options.kl_coef
-        self.rewards = self._rewards(self.options)
+        self.rewards = make_rewards(self.reward_source, self.options)
         self._check_lengths()
         return run
 
@@ -127,24 +131,22 @@ class Trainer(BaseTrainer):
         """A sample for each row; a filler is not worth generating."""
         seed, stops = self.setup.seed, self.stop_ids
         asked = [row for micro in drawn for row in micro.rows if online and micro.counted]
-        completions = iter(
-            self.sampler.sample(
-                [row["prompt_ids"] for row in asked],
-                [draw_seed(seed, step, row["row"]) for row in asked],
-            )
-            if asked
-            else []
-        )
+        completions = iter(self._sample(asked, [draw_seed(seed, step, r["row"]) for r in asked]))
         pieces = []
         for micro in drawn:
             if online and micro.counted:
-                found = [(row, next(completions)) for row in micro.rows]
-                pieces.append([Sample(row, c.ids, c.ended) for row, c in found])
+                pieces.append([drawn_sample(row, next(completions)) for row in micro.rows])
             else:
                 seeds = [draw_seed(seed, step, row["row"]) for row in micro.rows]
                 pairs = zip(micro.rows, seeds, strict=True)
                 pieces.append([gold_sample(r, s, stops, micro.counted) for r, s in pairs])
         return pieces
+
+    def _sample(self, rows: list[Row], seeds: list[int], greedy: bool = False) -> list[Completion]:
+        """A completion for each row; an error of the sampler ends all processes."""
+        assert self.sampler is not None, "a run is open"
+        draw, prompts = self.sampler.sample, [list(row["prompt_ids"]) for row in rows]
+        return together(lambda: draw(prompts, seeds, greedy) if prompts else [])
 
     def _score(self, samples: list[Sample]) -> Metrics:
         """Set the samples' rewards; an error of a reward function ends all processes."""
@@ -161,7 +163,7 @@ class Trainer(BaseTrainer):
         with scoring(model):
             now = model(**inputs, temperature=temperature, entropy=True)
         with self.reference.active():
-            before = model(**inputs, temperature=temperature)
+            before = model(**inputs, temperature=temperature, critic=False)
         cut = iter(now.values[~kept].tolist())
         for sample, logprobs, ref_logprobs, entropy, values in zip(
             samples,
@@ -184,40 +186,36 @@ class Trainer(BaseTrainer):
             )
             credit(piece, rewards, mask, o.discount, o.gae_lambda, o.bootstrap_truncated)
         samples = [s for piece in pieces for s in piece if s.counted]
-        if o.whiten_advantages:
-            over = moments([sample.advantages for sample in samples])
-            for sample in (s for piece in pieces for s in piece):
+        over = moments([sample.advantages for sample in samples])
+        for sample in (s for piece in pieces for s in piece):
+            if o.whiten_advantages:
                 sample.advantages = whiten(sample.advantages, over, shift_mean=online)
+            if not online:
+                sample.advantages = sample.advantages.clamp(min=0)
         self._shown["train"] = samples[:SHOWN]
         return self._describe_draw(samples, online)
 
     def _describe_draw(self, samples: list[Sample], online: bool) -> Metrics:
-        metrics = describe(samples, self.options.kl_estimator)
+        metrics = describe(samples, self.options.kl_estimator) | mismatch(samples)
         spread = moments([torch.tensor([sample.score for sample in samples])]).variance
         metrics["reward/std"] = (spread**0.5, 1)
         foreseen = explained_variance([s.old_values for s in samples], [s.returns for s in samples])
         if foreseen is not None:
             metrics["explained_variance"] = (foreseen, 1)
-        if self.options.kl_target is not None:
+        target = self.options.kl_target
+        if target is not None:
             metrics["kl_coef"] = (self.kl_coef, 1)
             if online:
-                self._adapt_kl_coef(*metrics["kl"])
+                found = mean_of(gather_objects({"kl": metrics["kl"]}))["kl"]
+                self.kl_coef = adapted_coefficient(self.kl_coef, found, target)
         return metrics
-
-    def _adapt_kl_coef(self, total: float, number: float) -> None:
-        """Ziegler et al., arXiv 1909.08593, section 2.2: proportional control in log space."""
-        parts = gather_objects((total, number))
-        found = sum(part[0] for part in parts) / max(sum(part[1] for part in parts), 1)
-        target = self.options.kl_target or 1.0
-        error = min(max(found / target - 1, -0.2), 0.2)
-        self.kl_coef *= 1 + 0.1 * error
 
     # -- one update
 
     def collate(self, rows: list[Row]) -> Batch:
         samples = [row["of"] for row in rows]
         tensors = model_inputs(samples, self.pad_id)
-        for name in ("old_logprobs", "old_values", "advantages", "returns"):
+        for name in ("old_logprobs", "drawn_logprobs", "old_values", "advantages", "returns"):
             tensors[name] = torch.cat([getattr(sample, name) for sample in samples])
         return Batch(
             tensors=tensors,
@@ -235,14 +233,20 @@ class Trainer(BaseTrainer):
         )
         ratio = (out.logprobs[kept] - old).exp()
         policy = clipped_surrogate(ratio, tensors["advantages"], o.ppo_epsilon)
+        policy_losses = policy.losses
+        if o.importance_sampling_cap is not None:
+            everything = torch.ones_like(old, dtype=torch.bool)
+            policy_losses = policy_losses * sampling_correction(
+                old, tensors["drawn_logprobs"], everything, o.importance_sampling_cap
+            )
         values = out.values[kept]
         value = value_losses(values, tensors["old_values"], tensors["returns"], o.value_clip).sum()
-        total = o.alpha * policy.losses.sum() + o.beta * value
+        total = o.alpha * policy_losses.sum() + o.beta * value
         if o.gamma > 0:
             total = total - o.gamma * out.entropy[kept].sum()
         sums: dict[str, Tensor] = {
             "loss": total,
-            "loss/policy": policy.losses.sum(),
+            "loss/policy": policy_losses.sum(),
             "loss/value": value,
             "clip_fraction": policy.clipped.float().sum(),
             "ratio": ratio.sum(),
@@ -255,7 +259,7 @@ class Trainer(BaseTrainer):
 
     def evaluate(self, rows: list[Row], device: torch.device) -> Metrics:
         """Greedy completions of the rows, scored; `kl` by k3 on them."""
-        completions = self.sampler.sample([r["prompt_ids"] for r in rows], [0] * len(rows), True)
+        completions = self._sample(rows, [0] * len(rows), greedy=True)
         samples = [Sample(r, c.ids, c.ended) for r, c in zip(rows, completions, strict=True)]
         metrics = self._score(samples)
         self._estimate(samples)
@@ -269,10 +273,15 @@ class Trainer(BaseTrainer):
         return table(shown, self.tokenizer)
 
     def open(self, device: torch.device) -> None:
-        self.sampler = HFSampler(self.policy, self.options.sampling(), self.stop_ids, self.pad_id)
+        base = self.setup.from_pretrained
+        self.sampler = together(
+            lambda: make_sampler(self.options, self.policy, self.stop_ids, self.pad_id, base)
+        )
 
     def close(self) -> None:
-        self.sampler.close()
+        if self.sampler is not None:
+            self.sampler.close()
+        self.sampler = None
 
     def state(self) -> dict[str, Any]:
         return {"kl_coef": self.kl_coef}
@@ -294,21 +303,6 @@ class Trainer(BaseTrainer):
         """Both loaders name the same rows; PPO keeps the answers of a row together."""
         return "LLM_RLHF"
 
-    def _rewards(self, options: PPOOptions) -> Rewards:
-        functions: list[Any] = []
-        if self.encoder is not None:
-            functions.append(SimilarityReward(self.encoder, options.weight_for_cos_and_jaccard))
-        if self.reward_model is not None:
-            functions.append(self.reward_model)
-        given = options.reward_func
-        functions += given if isinstance(given, list | tuple) else [given] if given else []
-        if not functions:
-            raise ConfigError(
-                "PPO needs a reward: give reward_from_pretrained (a sentence encoder or a reward "
-                "model) to the constructor, or reward_func to the call."
-            )
-        return Rewards(functions, options.reward_weights)
-
     def _check_lengths(self) -> None:
         """A prompt and its completion must fit into the model's context."""
         context, wanted = context_length(self.causal_lm.config), self.options.max_completion_length
@@ -323,15 +317,6 @@ class Trainer(BaseTrainer):
                         f"max_completion_length={wanted} it exceeds the model's context of "
                         f"{context}. Lower max_completion_length or max_length."
                     )
-
-
-def _reward_source(setup: PPOSetup) -> tuple[SentenceEncoder | None, RewardModel | None]:
-    path = setup.reward_from_pretrained
-    if path is None:
-        return None, None
-    if is_reward_model(path):
-        return None, RewardModel(path, setup.device)
-    return SentenceEncoder(path, setup.device), None
 
 
 def _switch_dropout(model: nn.Module, adapter_dropout: float) -> None:

@@ -9,7 +9,7 @@ from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, Set
 from main.trainer.critic import CriticKind
 from main.trainer.gae import Placement
 from main.trainer.kl import KLEstimator
-from main.trainer.rollout import SamplingOptions
+from main.trainer.samplers import SamplerOptions
 from main.trainer.similarity import weight_problems
 
 PPO_SETUP_ALIASES: Mapping[str, str] = {**SETUP_ALIASES, "actor_resume_path": "resume_path"}
@@ -53,8 +53,8 @@ class PPOSetup(SetupOptions):
 
 
 @dataclass(kw_only=True)
-class PPOOptions(LoopOptions):
-    """Arguments of PPO's call.
+class PPOOptions(SamplerOptions, LoopOptions):
+    """Arguments of PPO's call, beside `LoopOptions` and `SamplerOptions`.
 
     reward_func: one function or a list, see main/trainer/rewards.py; beside the reward of
         `reward_from_pretrained`, or instead of it.
@@ -65,15 +65,16 @@ class PPOOptions(LoopOptions):
     alpha, beta, gamma: weights of policy loss, value loss and entropy bonus.
     discount, gae_lambda: of main/trainer/gae.py (`gamma` is the guide's name for something else).
     value_clip: how far a value may move from the old one; None = unbounded.
-    whiten_advantages: to mean 0 and spread 1 over the tokens of the batch. An offline batch keeps
-        its mean: without bad samples it would lower half of the gold answers' tokens.
+    whiten_advantages: to mean 0 and spread 1 over the tokens of the batch; an offline batch, which
+        has no bad samples, is divided by the root mean square instead.
     reward_placement: the reward at the 'last' token, or spread over 'every' token.
     missing_eos_penalty: taken from the reward of a completion that the length limit cut.
     bootstrap_truncated: such a completion goes on beyond its end, with the critic's value there.
     kl_coef: weight of the divergence from the starting policy, taken from each token's reward.
     kl_estimator: 'k1', 'k2' or 'k3', see main/trainer/kl.py.
     kl_target: nats a completion; kl_coef follows it after each online batch. None = fixed.
-    max_completion_length, temperature, top_p, top_k, min_p, repetition_penalty: of the samples.
+    importance_sampling_cap: largest correction of the policy loss for a sampler whose probabilities
+        differ from the trainer's; None does not correct.
     """
 
     reward_func: Any = None
@@ -94,22 +95,17 @@ class PPOOptions(LoopOptions):
     kl_coef: float = 0.05
     kl_estimator: KLEstimator = "k1"
     kl_target: float | None = None
-    max_completion_length: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
+    importance_sampling_cap: float | None = 2.0
     metric_for_best_model: str = "reward/mean"
     greater_is_better: bool = True
 
     def problems(self) -> list[str]:
-        found = super().problems() + weight_problems(self.weight_for_cos_and_jaccard)
+        found = SamplerOptions.problems(self) + LoopOptions.problems(self)
+        found += weight_problems(self.weight_for_cos_and_jaccard)
         found += [
             f"{name}={getattr(self, name)} must be {bound} or more."
             for name, bound in (
                 ("ppo_epochs", 1),
-                ("max_completion_length", 1),
                 ("alpha", 0),
                 ("beta", 0),
                 ("gamma", 0),
@@ -120,25 +116,14 @@ class PPOOptions(LoopOptions):
         ]
         found += [
             f"{name}={getattr(self, name)} must be from 0 to 1."
-            for name in ("discount", "gae_lambda", "top_p")
+            for name in ("discount", "gae_lambda")
             if not 0 <= getattr(self, name) <= 1
         ]
         found += [
-            f"{name}={value} must be > 0{', or None' if name[0] in 'vk' else ''}."
-            for name in ("ppo_epsilon", "temperature", "value_clip", "kl_target")
+            f"{name}={value} must be above 0."
+            for name in ("ppo_epsilon", "value_clip", "kl_target", "importance_sampling_cap")
             if (value := getattr(self, name)) is not None and value <= 0
         ]
         if self.kl_target is not None and self.kl_coef == 0:
             found.append("kl_target needs a kl_coef above 0 to start from.")
         return found
-
-    def sampling(self) -> SamplingOptions:
-        """How completions are drawn."""
-        return SamplingOptions(
-            max_completion_length=self.max_completion_length,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-        )

@@ -25,27 +25,15 @@ class Reference:
     Args:
         policy: as it is before the first optimizer step.
         starts_as_base: the adapter changes nothing yet (`main.adapters.starts_as_base`).
+
+    fingerprint: changes with anything that the reference's log-probabilities depend on.
     """
 
     def __init__(self, policy: Any, starts_as_base: bool):
         self.policy, self.starts_as_base = policy, starts_as_base
         if not starts_as_base:
             copy_adapter(policy, REFERENCE)
-        self.fingerprint = self._fingerprint()  # while every process has all weights
-
-    def _fingerprint(self) -> str:
-        """Changes with anything that its log-probabilities depend on.
-
-        Of the base every parameter's name, type, shape and a sample of its values; of an adapter's
-        copy all values.
-        """
-        digest = hashlib.sha256()
-        for name, parameter in self.policy.named_parameters():
-            copied = f".{REFERENCE}." in f"{name}."
-            if copied or not parameter.requires_grad:
-                digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-                digest.update(_values(parameter, None if copied else _SAMPLE))
-        return digest.hexdigest()
+        self.fingerprint = _fingerprint(policy)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -95,6 +83,21 @@ def copy_adapter(policy: Any, name: str, trainable: bool = False) -> None:
     for key, parameter in policy.named_parameters():
         if f".{name}." in f"{key}.":
             parameter.requires_grad_(trainable)
+
+
+def _fingerprint(policy: Any) -> str:
+    """Of frozen parameters: name, type, shape and a sample of the values; of a copy all values.
+
+    The adapter that is trained is left out: the reference does not use it.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            continue
+        copied = f".{REFERENCE}." in f"{name}."
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(_values(parameter, None if copied else _SAMPLE))
+    return digest.hexdigest()
 
 
 def _values(parameter: torch.Tensor, count: int | None) -> bytes:

@@ -4,8 +4,9 @@
     python train.py
 
 The server serves the base model and follows the policy in one of two ways: by its adapter, loaded
-through the server's own endpoint (the command above; both sides see one file system), or, without
-that endpoint and on GPUs, by TRL's client, which sends it the merged weights.
+through the server's own endpoint (the command above; both sides see one file system, and several
+training processes need as many places: --max-loras), or, without that endpoint and on GPUs, by
+TRL's client, which sends it the merged weights.
 """
 
 import os

@@ -48,7 +48,9 @@ class VLLMSampler(Sampler):
         base: folder of the base model.
         tolerance: see `check_probe`; None = by the policy's dtype.
         sleep: give the accelerator's memory back between two calls (GPUs only).
-        engine: more of vLLM's engine arguments, e.g. gpu_memory_utilization, max_model_len.
+        gpu_memory_utilization: share of a GPU's memory for the engine; a CPU's is measured out by
+            `main.predictor.engine`.
+        engine: more of vLLM's engine arguments, e.g. max_model_len.
 
     Raises:
         ConfigError: the policy trains more than LoRA, or vLLM refuses an engine argument.
@@ -64,12 +66,15 @@ class VLLMSampler(Sampler):
         base: str | os.PathLike[str],
         tolerance: float | None = None,
         sleep: bool = False,
+        gpu_memory_utilization: float | None = None,
         **engine: Any,
     ):
         check_plain_lora(policy)
         self.policy, self.options, self.stop_ids = policy, options, frozenset(stop_ids)
         self.tolerance = tolerance_of(policy) if tolerance is None else tolerance
         self.sleep = sleep
+        if gpu_memory_utilization is not None and torch.cuda.is_available():
+            engine["gpu_memory_utilization"] = gpu_memory_utilization
         self.engine = Engine(_engine_arguments(policy, base, sleep) | engine)
         self.folder = AdapterFolder(policy)
         self.adapter: Any = None

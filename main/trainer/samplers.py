@@ -2,8 +2,9 @@
 
 import importlib
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from main.errors import ConfigError
@@ -57,24 +58,38 @@ class SamplerOptions(SamplingOptions):
 
 
 def make_sampler(
-    options: SamplerOptions, policy: Any, stop_ids: Collection[int], pad_id: int, **vllm: Any
+    options: SamplerOptions,
+    policy: Any,
+    stop_ids: Collection[int],
+    pad_id: int,
+    base: str | Path,
 ) -> Sampler:
     """The sampler that `options` ask for.
 
     Args:
         policy: the PEFT model, as in `BaseTrainer.policy`.
-        vllm: what only the samplers of vLLM need, such as the folder of the base model.
+        base: folder of the base model, for an engine that loads it itself.
 
     Raises:
-        ConfigError: this installation has no such sampler.
+        ConfigError: this version has no such sampler, or it cannot follow this policy.
         MissingExtraError: vLLM is not installed.
+        GenerationError: the server does not answer.
     """
     if not options.use_vllm:
         return HFSampler(policy, options, stop_ids, pad_id, options.sampling_batch_size)
-    module, name = _MODULES[options.vllm_mode]
+    if options.vllm_mode == "server":
+        server = {"url": options.vllm_server_base_url, "timeout": options.vllm_server_timeout}
+        return _vllm("server")(policy, options, stop_ids, pad_id, **server)
+    engine = {"gpu_memory_utilization": options.vllm_gpu_memory_utilization}
+    return _vllm("colocate")(policy, options, stop_ids, pad_id, base=base, **engine)
+
+
+def _vllm(mode: VLLMMode) -> Callable[..., Sampler]:
+    """The class of a sampler; its module is loaded only when it is asked for."""
+    module, name = _MODULES[mode]
     if importlib.util.find_spec(module) is None:
         raise ConfigError(
-            f"use_vllm=True with vllm_mode={options.vllm_mode!r} needs {module}, which this "
-            "version does not have. Use use_vllm=False: transformers then draws the completions."
+            f"use_vllm=True with vllm_mode={mode!r} needs {module}, which this version does not "
+            "have. Use use_vllm=False: transformers then draws the completions."
         )
-    return getattr(importlib.import_module(module), name)(options, policy, stop_ids, pad_id, **vllm)
+    return getattr(importlib.import_module(module), name)

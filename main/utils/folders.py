@@ -29,7 +29,7 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
             final.rename(aside)
         temporary.rename(final)
         flush(final.parent)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # writers in Rust and C++ raise classes of their own
         if aside.exists() and not final.exists():
             aside.rename(final)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -39,7 +39,7 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
             f"{final} could not be written: {error}. What was written earlier is intact; "
             "free some space or choose another output folder."
         ) from error
-    remove(aside)
+    shutil.rmtree(aside, ignore_errors=True)  # the new one stands, whatever becomes of the old
 
 
 def hidden(path: Path, kind: str) -> Path:

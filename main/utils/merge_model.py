@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,13 +26,16 @@ from main.models import (
     load_config,
     load_model,
     load_tokenizer,
+    read_adapter,
     stop_token_ids,
 )
 from main.options import parse
 from main.predictor.request import build_prompts, encode
 from main.utils.combine import combine_adapters
 from main.utils.folders import write_directory
-from main.utils.ollama import find_converter, write_gguf, write_modelfile
+from main.utils.logits import largest_difference, prompt_logits, same_top
+from main.utils.merge_weights import full_precision_base, merge_adapter
+from main.utils.ollama import find_converter, modelfile_start, write_gguf, write_modelfile
 
 if TYPE_CHECKING:
     import torch
@@ -153,45 +155,64 @@ def merge_model(
     tokenizer = load_tokenizer(
         _tokenizer_folder(settings), trust_remote_code=settings.trust_remote_code
     )
+    modelfile = modelfile_start(tokenizer) if settings.format == "ollama" else None
     prompts = _prompt_ids(tokenizer, settings.prompts)
-    with _one_adapter(settings) as adapter:
-        adapted = load_adapter(_full_precision_base(settings), adapter)
-        expected = _logits(adapted, prompts)
-        with adapted.disable_adapter():
-            effect = _largest(expected, _logits(adapted, prompts))
-        merged = _merge(adapted)
-    del adapted
-    difference = _largest(expected, _logits(merged, prompts))
-    _refuse(difference, settings.tolerance or TOLERANCES["float32"], "merging in float32")
-    _finish(merged, tokenizer, dtype)
-    models = [merged]
-    del merged
+    merged = _merge(settings, prompts)
+    _refuse(merged.difference, settings, "float32", "merging in float32")
+    _finish(merged.models[0], tokenizer, dtype)
     reports: list[MergeReport] = []
 
     def write(folder: Path) -> None:
-        models.pop().save_pretrained(folder, max_shard_size=settings.max_shard_size)
+        merged.models.pop().save_pretrained(folder, max_shard_size=settings.max_shard_size)
         tokenizer.save_pretrained(folder)
         gc.collect()  # the model just written, before it is opened again
-        found = _logits(_reopen(folder, settings), prompts)
-        report = MergeReport(
-            Path(settings.output),
-            str(dtype).removeprefix("torch."),
-            effect,
-            difference,
-            _largest(expected, found),
-            _same_top(expected, found),
-        )
-        limit = settings.tolerance or TOLERANCES.get(report.dtype, TOLERANCES["bfloat16"])
-        _refuse(report.saved, limit, f"saving in {report.dtype}")
+        report = _report(settings, merged, prompt_logits(_reopen(folder, settings), prompts), dtype)
+        _refuse(report.saved, settings, report.dtype, f"saving in {report.dtype}")
         _write_report(folder, settings, report)
         if converter is not None and settings.format != "safetensors":
             write_gguf(converter, folder, report.dtype)
-        if settings.format == "ollama":
-            write_modelfile(folder, tokenizer)
+        if modelfile is not None:
+            write_modelfile(folder, tokenizer, modelfile)
         reports.append(report)
 
     write_directory(Path(settings.output), write)
     return reports[0]
+
+
+class Merged(NamedTuple):
+    """The merged model, taken out of its list when it is saved, and what was seen on the way."""
+
+    models: list[Any]
+    expected: "list[torch.Tensor]"  # the adapted model's logits
+    effect: float
+    difference: float
+
+
+def _merge(settings: MergeOptions, prompts: list[list[int]]) -> Merged:
+    """Merge in float32, in place; the adapted model's logits are taken before."""
+    for path in settings.adapters:
+        read_adapter(path)  # what is wrong with it is said before the base takes minutes to load
+    with _one_adapter(settings) as adapter:
+        adapted = load_adapter(_base(settings), adapter)
+    expected = prompt_logits(adapted, prompts)
+    with adapted.disable_adapter():
+        effect = largest_difference(expected, prompt_logits(adapted, prompts))
+    model = merge_adapter(adapted)
+    difference = largest_difference(expected, prompt_logits(model, prompts))
+    return Merged([model], expected, effect, difference)
+
+
+def _report(
+    settings: MergeOptions, merged: Merged, found: "list[torch.Tensor]", dtype: "torch.dtype"
+) -> MergeReport:
+    return MergeReport(
+        Path(settings.output),
+        str(dtype).removeprefix("torch."),
+        merged.effect,
+        merged.difference,
+        largest_difference(merged.expected, found),
+        same_top(merged.expected, found),
+    )
 
 
 def _dtype(settings: MergeOptions) -> "torch.dtype":
@@ -233,75 +254,10 @@ def _one_adapter(settings: MergeOptions) -> Iterator[Any]:
         yield folder
 
 
-def _full_precision_base(settings: MergeOptions) -> Any:
-    """The base in float32; one that is quantised, or to be taken as such, dequantised."""
-    import torch
-
-    model = load_model(
-        settings.base,
-        dtype="float32",
-        device=settings.device,
-        quantization=settings.quantization,
-        trust_remote_code=settings.trust_remote_code,
+def _base(settings: MergeOptions) -> Any:
+    return full_precision_base(
+        settings.base, settings.quantization, settings.device, settings.trust_remote_code
     )
-    if not getattr(model, "is_quantized", False):
-        return model.float()
-    try:
-        model = model.dequantize(dtype=torch.float32).float()
-    except NotImplementedError as error:
-        raise ModelError(
-            f"'{settings.base}' is quantised by {model.config.quantization_config.quant_method}, "
-            "which transformers cannot dequantise. Merge into the original base model."
-        ) from error
-    # how the quantised file was read must not be undone when the full weights are saved
-    model.__dict__.pop("_weight_conversions", None)
-    return model
-
-
-def _merge(adapted: Any) -> Any:
-    """The base with the adapter's weights; an output layer of its own where they differ now."""
-    tied = _untie(adapted.get_base_model())
-    with warnings.catch_warnings():  # peft's about untied layers: `_tie_if_equal` sees to them
-        warnings.filterwarnings("ignore", message=".*no longer tied after merging")
-        model = adapted.merge_and_unload(safe_merge=True)
-    if tied:
-        _tie_if_equal(model)
-    return model
-
-
-def _untie(model: Any) -> bool:
-    """Give a tied output layer its own weight, lest merging one layer change the other."""
-    import torch
-
-    output = model.get_output_embeddings()
-    if output is None:
-        return False
-    layer, embedding = _original(output), _original(model.get_input_embeddings())
-    tied = layer.weight is embedding.weight
-    if tied:
-        layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-    return tied
-
-
-def _original(module: Any) -> Any:
-    """The base model's layer below peft's wrappers."""
-    while True:
-        below = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
-        if below is None:
-            return module
-        module = below
-
-
-def _tie_if_equal(model: Any) -> None:
-    """Share the weight of input and output again where merging left them equal."""
-    import torch
-
-    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    equal = torch.equal(output.weight, embedding.weight)
-    if equal:
-        output.weight = embedding.weight
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = equal
 
 
 def _finish(model: Any, tokenizer: Any, dtype: "torch.dtype") -> None:
@@ -322,32 +278,8 @@ def _reopen(folder: Path, settings: MergeOptions) -> Any:
     )
 
 
-def _logits(model: Any, prompts: list[list[int]]) -> "list[torch.Tensor]":
-    """(P, V) for every prompt, each alone: no padding to differ in."""
-    import torch
-
-    with torch.no_grad():
-        return [
-            model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().cpu()
-            for ids in prompts
-        ]
-
-
-def _largest(expected: "list[torch.Tensor]", found: "list[torch.Tensor]") -> float:
-    """inf for logits that are not numbers, or of another vocabulary."""
-    if any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
-        return float("inf")
-    gaps = [(a - b).abs().max().item() for a, b in zip(expected, found, strict=True)]
-    return float("inf") if any(gap != gap for gap in gaps) else max(gaps)
-
-
-def _same_top(expected: "list[torch.Tensor]", found: "list[torch.Tensor]") -> float:
-    pairs = list(zip(expected, found, strict=True))
-    same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in pairs)
-    return same / sum(len(a) for a in expected)
-
-
-def _refuse(difference: float, tolerance: float, step: str) -> None:
+def _refuse(difference: float, settings: MergeOptions, dtype: str, step: str) -> None:
+    tolerance = TOLERANCES[dtype] if settings.tolerance is None else settings.tolerance
     if not difference <= tolerance:
         raise ModelError(
             f"{step} changed a logit by {difference:.3g}, more than the tolerance of "

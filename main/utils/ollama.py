@@ -78,25 +78,33 @@ def write_gguf(converter: Path, folder: Path, dtype: str) -> None:
         raise ModelError(f"{converter} failed (exit {done.returncode}): {' / '.join(last)}")
 
 
-def write_modelfile(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Add Ollama's `Modelfile` to a model folder; greedy, as the predictors here are.
+def modelfile_start(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The lines of a Modelfile that say the chat template.
 
     Raises:
         ModelError: the chat template cannot be said in Ollama's language.
     """
+    pieces = template_pieces(tokenizer)
+    system = [f'SYSTEM """{pieces.default_system}"""'] if pieces.default_system else []
+    return [f'TEMPLATE """{ollama_template(pieces)}"""', *system]
+
+
+def write_modelfile(folder: Path, tokenizer: "PreTrainedTokenizerBase", start: list[str]) -> None:
+    """Add Ollama's `Modelfile` to a model folder; greedy, as the predictors here are.
+
+    start: of `modelfile_start`.
+    """
     from transformers import GenerationConfig
 
-    config = load_config(folder)
+    context = context_length(load_config(folder)) or MOST_CONTEXT
     generation = GenerationConfig.from_pretrained(str(folder))
     stops = tokenizer.convert_ids_to_tokens(stop_token_ids(generation, tokenizer))
-    pieces = template_pieces(tokenizer)
     lines = [
         f"FROM ./{GGUF}" if (folder / GGUF).is_file() else "FROM .",
-        f'TEMPLATE """{ollama_template(pieces)}"""',
-        *([f'SYSTEM """{pieces.default_system}"""'] if pieces.default_system else []),
+        *start,
         *[f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops],
         "PARAMETER temperature 0",
-        f"PARAMETER num_ctx {min(context_length(config) or MOST_CONTEXT, MOST_CONTEXT)}",
+        f"PARAMETER num_ctx {min(context, MOST_CONTEXT)}",
     ]
     (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -1,0 +1,57 @@
+"""Reinforce a model by rewards for its own completions; go on from SFT with --adapter.
+
+python examples/sft.py
+python examples/grpo.py --adapter save_model/sft_example/Llama_<step>
+accelerate launch --num_processes 2 examples/grpo.py          # add --cpu without GPUs
+"""
+
+import argparse
+
+from main.trainer.grpo import Trainer
+from main.utils.reward_func import reward_exact
+
+
+def reward_fields(completions, answer, **columns) -> list[float]:
+    """Share of the ticket's fields that are right, in their places."""
+    rewards = []
+    for completion, wanted in zip(completions, answer, strict=True):
+        fields = [field.strip() for field in completion[0]["content"].split("|")]
+        gold = [field.strip() for field in wanted.split("|")]
+        hits = sum(a == b for a, b in zip(fields, gold, strict=False))
+        rewards.append(hits / max(len(fields), len(gold)))
+    return rewards
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
+    parser.add_argument("--adapter", help="an adapter directory to start from, e.g. after SFT")
+    parser.add_argument("--data", default="ticket_en_grpo", help="a name in data/present.json")
+    parser.add_argument("--task", default="grpo_example")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=2e-5)
+    parser.add_argument("--use_vllm", action="store_true")
+    parser.add_argument("--resume", help="a checkpoint directory, or 'auto'")
+    arguments = parser.parse_args()
+    trainer = Trainer(
+        from_pretrained=arguments.model,
+        resume_path=arguments.adapter,
+        data_path=arguments.data,
+        max_length=256,
+        task_name=arguments.task,
+    )
+    for result in trainer(
+        reward_func=[reward_fields, reward_exact],
+        per_device_train_batch_size=32,
+        num_generations=8,
+        max_completion_length=32,
+        num_train_epochs=arguments.epochs,
+        lr=arguments.lr,
+        use_vllm=arguments.use_vllm,
+        resume_from_checkpoint=arguments.resume,
+    ):
+        print(result)
+
+
+if __name__ == "__main__":
+    main()

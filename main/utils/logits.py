@@ -1,0 +1,31 @@
+"""Logits of a model on a few prompts, and how far those of another model are from them."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def prompt_logits(model: Any, prompts: list[list[int]]) -> "list[torch.Tensor]":
+    """(P, V) for every prompt, each alone: no padding to differ in."""
+    import torch
+
+    with torch.no_grad():
+        return [
+            model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().cpu()
+            for ids in prompts
+        ]
+
+
+def largest_difference(expected: "list[torch.Tensor]", found: "list[torch.Tensor]") -> float:
+    """inf for logits that are not numbers, or of another vocabulary."""
+    if any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
+        return float("inf")
+    gaps = [(a - b).abs().max().item() for a, b in zip(expected, found, strict=True)]
+    return float("inf") if any(gap != gap for gap in gaps) else max(gaps)
+
+
+def same_top(expected: "list[torch.Tensor]", found: "list[torch.Tensor]") -> float:
+    pairs = list(zip(expected, found, strict=True))
+    same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in pairs)
+    return same / sum(len(a) for a in expected)
