@@ -12,8 +12,9 @@ export TOKENIZERS_PARALLELISM := true
 
 # The CPU build of vLLM exists for Linux; elsewhere its tests are skipped.
 VLLM := $(if $(filter Linux,$(shell uname -s)),install-vllm)
+DEEPSPEED := $(if $(filter Linux,$(shell uname -s)),install-deepspeed)
 
-.PHONY: install install-vllm assets quickstart test check fast bench data clean
+.PHONY: install install-vllm install-deepspeed assets quickstart test check fast bench data clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +39,17 @@ $(VENV)/.installed-vllm: $(VENV)/.installed scripts/vllm_requirements.py scripts
 	@$(RUN) -m pip install -q --disable-pip-version-check --no-deps ./scripts/vllm_alias
 	@touch $@
 
+# DeepSpeed compiles what it needs when it is first used; done here, it does not hold up a training.
+install-deepspeed: $(VENV)/.installed-deepspeed
+
+$(VENV)/.installed-deepspeed: $(VENV)/.installed
+	@echo "Installing DeepSpeed into $(VENV) ..."
+	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt deepspeed ninja
+	@echo "Compiling its extension for communication between CPUs (about 2 minutes, once) ..."
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DS_ACCELERATOR=cpu $(RUN) -c \
+		'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)'
+	@touch $@
+
 $(SMALL_MODEL): | install
 	@$(RUN) scripts/fetch_assets.py smollm2
 
@@ -47,7 +59,7 @@ quickstart: install | $(SMALL_MODEL)
 assets: install
 	@$(RUN) scripts/fetch_assets.py smollm2 tokenizers encoder
 
-test: assets $(VLLM)
+test: assets $(VLLM) $(DEEPSPEED)
 	$(RUN) -m pytest -m "not gpu"
 
 fast: assets

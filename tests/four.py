@@ -76,7 +76,9 @@ def main() -> None:
         method, options = given.pop("method"), given.pop("options", {})
         for result in run(make_trainer(method, **given), method, **options):
             found = [method, result.train, result.eval, result.step]
-            print("RESULT", json.dumps(found), flush=True)
+            # One write: lines of several processes must not mix.
+            sys.stdout.write(f"RESULT {json.dumps(found)}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ STARTERS = {
     # `--num_processes` says.
     "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
                    "--mixed_precision", "no", "--dynamo_backend", "no"],
-    "torchrun": ["torch.distributed.run", "--nnodes", "1"],
+    # --standalone: a restart would meet what the first attempt left at a fixed --master_port.
+    "torchrun": ["torch.distributed.run"],
 }  # fmt: skip
 
 
@@ -29,13 +30,12 @@ def command(
     by: str = "accelerate",
     options: tuple[str, ...] = (),
 ) -> list[str]:
-    number, port = (
-        ("--nproc_per_node", "--master_port")
-        if by == "torchrun"
-        else ("--num_processes", "--main_process_port")
-    )
-    start = [sys.executable, "-m", *STARTERS[by], number, str(processes)]
-    return [*start, port, str(free_port()), *options, str(script), *arguments]
+    start = [sys.executable, "-m", *STARTERS[by]]
+    if by == "torchrun":
+        start += ["--standalone", "--nproc_per_node", str(processes)]
+    else:
+        start += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
+    return [*start, *options, str(script), *arguments]
 
 
 def environment() -> dict[str, str]:

@@ -9,8 +9,18 @@ import pytest
 import torch
 from launch import ROOT, launch
 from safetensors.torch import load_file
+from tiny import TinyTask, make_rows
 
 SCRIPT = ROOT / "tests" / "four.py"
+# Without a GPU accelerate then counts one process, and the trainers have to know better.
+EARLY = f"""
+import sys
+from accelerate import Accelerator
+assert Accelerator().num_processes == 1
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import four
+four.main()
+"""
 # Of the process, not of the rows.
 NOT_COMPARED = {"tokens_per_second", "sampling_mismatch"}
 
@@ -41,6 +51,14 @@ def same_adapter(one: str, two: str) -> None:
         torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
 
 
+def test_one_process_where_several_were_asked_for_is_told(tmp_path, monkeypatch, caplog):
+    """The environment that `accelerate launch --cpu --num_processes 2` makes."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    list(TinyTask(make_rows(4)).run(tmp_path, num_epochs=1))
+    assert "starts one process only" in caplog.text
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("by", "methods"),
@@ -54,7 +72,9 @@ def test_two_processes_train_and_evaluate_as_one_does(tiny_model_path, by, metho
         expected[method] = list(four.run(trainer, method))
     two = {"model": str(tiny_model_path), "batch_size": 2, "batch_size_eval": 3,
            "output_dir": "two", "options": {"gradient_accumulation_steps": 2}}  # fmt: skip
-    done = launch(SCRIPT, *(json.dumps({"method": m} | two) for m in methods), by=by, timeout=600)
+    Path("early.py").write_text(EARLY, encoding="utf-8")
+    script = "early.py" if by == "torchrun" else SCRIPT
+    done = launch(script, *(json.dumps({"method": m} | two) for m in methods), by=by, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = results(done.stdout)
     assert len(found) == 2 * sum(len(of_one) for of_one in expected.values())

@@ -21,10 +21,12 @@ from main.models import (
 )
 from main.options import parse, raise_all
 from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
+from main.trainer.engine import launch_problems
 from main.trainer.logprobs import LogprobModel
 from main.trainer.loop import Loop, Place
 from main.trainer.task import Task
 from main.types import EpochResult
+from main.utils.processes import uses_deepspeed
 from main.vision import load_vision
 
 
@@ -50,6 +52,7 @@ class BaseTrainer(Task):
     setup_aliases: ClassVar[Mapping[str, str]] = SETUP_ALIASES
     loop_aliases: ClassVar[Mapping[str, str]] = LOOP_ALIASES
     loaders: ClassVar[tuple[str, ...]]  # row formats that the method can train on
+    generates: ClassVar[bool] = False  # the method draws completions while it trains
     takes_images: ClassVar[bool] = False  # whether its batches carry pixels
 
     def __init_subclass__(cls) -> None:
@@ -92,7 +95,7 @@ class BaseTrainer(Task):
 
     def _problems(self, setup: SetupOptions) -> list[str]:
         if setup.loader_name in self.loaders:
-            return []
+            return launch_problems(self.generates)
         get_loader(setup.loader_name)  # an unknown name has an error of its own
         return [
             f"loader_name={setup.loader_name!r} does not fit this trainer: "
@@ -130,7 +133,8 @@ class BaseTrainer(Task):
             setup.from_pretrained,
             config=setup.config,
             dtype=setup.dtype,
-            device=setup.device,
+            # DeepSpeed moves what a device is to hold; the whole may not fit.
+            device="cpu" if uses_deepspeed() else setup.device,
             quantization=setup.quantization,
             attn_implementation=setup.attn_implementation,
             trust_remote_code=setup.trust_remote_code,

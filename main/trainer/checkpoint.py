@@ -117,13 +117,13 @@ def load_tensors(directory: Path, name: str) -> Any:
     """Read what `save_tensors` wrote: tensors and plain values, no code.
 
     Raises:
-        CheckpointError: the file is missing, for instance that of another rank, or damaged.
+        CheckpointError: the file is missing or damaged.
     """
     path = directory / STATE / name
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is missing: the checkpoint was written by another number of processes. "
-            "Resume with the same number, or start anew from its weights with resume_path."
+            f"{path} is missing: the run cannot go on from there. Resume from another checkpoint, "
+            "or start anew from its weights with resume_path."
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

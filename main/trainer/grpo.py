@@ -66,6 +66,7 @@ class Trainer(BaseTrainer):
     setup_aliases = GRPO_SETUP_ALIASES
     loop_aliases = GRPO_LOOP_ALIASES
     loaders = ("LLM_GRPO",)
+    generates = True
     options: GRPOOptions
     setup: GRPOSetup
 

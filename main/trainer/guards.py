@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 class StopSignal:
     """Turns the first SIGINT or SIGTERM into a request that is honoured between two steps.
 
-    A second one acts at once. Handlers are ours only between `arm` and `disarm`.
+    A second one acts at once, but not within `AGAIN` seconds of the first: a launcher passes on
+    what the terminal has sent to all already. Handlers are ours only between `arm` and `disarm`.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    AGAIN = 5.0
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._received_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def arm(self) -> None:
@@ -31,8 +35,8 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
-            self.received = number
-        else:
+            self.received, self._received_at = number, time.monotonic()
+        elif time.monotonic() - self._received_at > self.AGAIN:
             self.disarm()
             signal.raise_signal(number)
 

@@ -119,10 +119,15 @@ def _is_frozen_linear(head: nn.Module, config: Any) -> bool:
     return (
         type(head) is nn.Linear
         and type(head.weight) is nn.Parameter
-        and head.weight.numel() > 0
+        and not _is_shared_out(head)
         and not any(parameter.requires_grad for parameter in head.parameters())
         and not _transforms_logits(config)
     )
+
+
+def _is_shared_out(module: nn.Module) -> bool:
+    """Whether ZeRO-3 lends the layer its weights only while its own forward runs."""
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def _transforms_logits(config: Any) -> bool:
@@ -207,7 +212,8 @@ def _any_head(
     """
     config = causal_lm.config.get_text_config()
     head = causal_lm.get_output_embeddings()
-    chunk = _chunk_rows(config.vocab_size)
+    # Every entry of a layer that is shared out is a message: as many on every process.
+    chunk = max(1, len(labels)) if _is_shared_out(head) else _chunk_rows(config.vocab_size)
 
     def score(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = transform_logits(head(hidden).float(), config) / temperature

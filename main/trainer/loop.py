@@ -28,12 +28,13 @@ from main.errors import CheckpointError, ConfigError, TrainingError
 from main.loaders.sampler import plan_epoch, shard
 from main.trainer import checkpoint
 from main.trainer.arguments import LoopOptions
+from main.trainer.engine import make_accelerator, make_engine
 from main.trainer.guards import StopSignal, is_out_of_memory
 from main.trainer.records import Means, Progress, Records, mean_of
 from main.trainer.task import Batch, MicroRows, Row, Task, to_device
 from main.types import EpochResult
 from main.utils.folders import write_directory
-from main.utils.processes import decide, gather_objects, join, launched, place
+from main.utils.processes import decide, gather_objects, place, uses_deepspeed
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Loop:
             while self.state.epoch <= self.options.num_epochs and not self._stopped_early():
                 self.signal.arm()
                 result = self._epoch()
+                self._stop_if_asked()
                 self.signal.disarm()
                 ours = checkpoint.random_state()
                 yield result
@@ -142,7 +144,7 @@ class Loop:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                self.optimizer.zero_grad(set_to_none=True)
+                self.engine.zero_grad()
                 micro_batches = self._halve(micro_batches, error)
         self._step(micro_batches, metrics)
         counted = zip(micro_batches, batches, strict=True)
@@ -153,26 +155,24 @@ class Loop:
     ) -> Means:
         means = Means()
         for number, (micro, batch) in enumerate(zip(micro_batches, batches, strict=True), 1):
-            waits = number < len(batches)
-            context = self.accelerator.no_sync if waits else _nothing
-            with context(self.task.model):
+            last = number == len(batches)
+            with self.engine.passing(last):
                 output = self.task.loss(to_device(batch.tensors, self.accelerator.device), totals)
                 # Gradients are averaged over ranks while `totals` already counts all of them.
-                self.accelerator.backward(output.loss * (self.world if micro.counted else 0.0))
+                loss = output.loss * (self.world if micro.counted else 0.0)
+                self.engine.backward(loss, last)
             if micro.counted:
                 means.add(output.metrics)
         return means
 
     def _step(self, micro_batches: list[MicroRows], metrics: Means) -> None:
-        limit = self.options.max_grad_norm or math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self._trainable, limit))
+        norm = self.engine.clip(self.options.max_grad_norm or math.inf)
         if math.isfinite(norm) or self.options.fp16:
-            self.optimizer.step()
-            if not self.accelerator.optimizer_step_was_skipped:
+            if self.engine.step():
                 self.schedule.step()
         else:
             self._not_finite(micro_batches, norm)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.zero_grad()
         self.state.step += 1
         self._record({"grad_norm": (norm, 1)} if math.isfinite(norm) else {})
         self._record(metrics.state())
@@ -266,12 +266,14 @@ class Loop:
         if self.improved:
             self.state.best_checkpoint, self.improved = str(final), False
         randoms = gather_objects(checkpoint.random_state())
-        decide(lambda: self._write_all(final, randoms))
+        optimizer = self.engine.state()
+        with self.engine.whole():
+            decide(lambda: self._write_all(final, randoms, optimizer))
         self.saved = final
 
-    def _write_all(self, final: Path, randoms: list[dict[str, Any]]) -> None:
+    def _write_all(self, final: Path, randoms: list[dict[str, Any]], optimizer: list) -> None:
         self._write_companions()
-        write_directory(final, lambda folder: self._write(folder, randoms))
+        write_directory(final, lambda folder: self._write(folder, randoms, optimizer))
         best = self.state.best_checkpoint
         checkpoint.rotate(
             self.place.checkpoints,
@@ -287,18 +289,14 @@ class Loop:
             folder = self.place.checkpoints / f"{name}_{self.state.step}"
             write_directory(folder, write)
 
-    def _write(self, folder: Path, randoms: list[dict[str, Any]]) -> None:
+    def _write(self, folder: Path, randoms: list[dict[str, Any]], optimizer: list) -> None:
         self.task.save(folder)
-        scaler = self.accelerator.scaler
-        checkpoint.save_tensors(folder, "weights.pt", self._trainable_by_name())
+        weights = {name: p.detach().cpu() for name, p in self.engine.by_name().items()}
+        checkpoint.save_tensors(folder, "weights.pt", weights)
         checkpoint.save_tensors(
             folder,
             "optimizer.pt",
-            {
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": scaler.state_dict() if scaler else None,
-            },
+            {"optimizer": optimizer, "schedule": self.schedule.state_dict()},
         )
         for rank, state in enumerate(randoms):
             checkpoint.save_tensors(folder, f"rng_{rank}.pt", state)
@@ -307,7 +305,12 @@ class Loop:
         checkpoint.write_progress(
             folder,
             dataclasses.asdict(self.state)
-            | {"saved_at": time.time(), "fixed": self._fixed(), "task": self.task.state()},
+            | {
+                "saved_at": time.time(),
+                "processes": self.world,
+                "fixed": self._fixed(),
+                "task": self.task.state(),
+            },
         )
 
     def _resume(self, directory: Path) -> None:
@@ -319,15 +322,21 @@ class Loop:
         self.log_means = Means(self.state.log_means)
         self.task.load_state(progress["task"])
         weights = checkpoint.load_tensors(directory, "weights.pt")
-        with torch.no_grad():
-            for name, parameter in self._trainable_by_name().items():
+        with torch.no_grad(), self.engine.whole(write=True):
+            for name, parameter in self.engine.by_name().items():
                 parameter.copy_(weights[name])
         saved = checkpoint.load_tensors(directory, "optimizer.pt")
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.engine.load_state(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
-        if saved["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
-        checkpoint.set_random_state(checkpoint.load_tensors(directory, f"rng_{self.rank}.pt"))
+        if progress["processes"] == self.world:
+            randoms = checkpoint.load_tensors(directory, f"rng_{self.rank}.pt")
+            checkpoint.set_random_state(randoms)
+        else:
+            log.warning(
+                "%s was written by %d processes and goes on with %d: the same rows and steps; "
+                "dropout draws other numbers.",
+                *(directory, progress["processes"], self.world),
+            )
 
     def _fixed(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
@@ -336,7 +345,8 @@ class Loop:
             "tokens": int(sum(self.task.train_data.lengths)),
             "rows_per_step": self._step_rows,
             "seed": self.place.seed,
-            "trainable": sorted(self._trainable_by_name()),
+            "trainable": sorted(self.engine.by_name()),
+            "engine": type(self.engine).__name__,
         }
 
     def _check_same_run(self, directory: Path, then: dict[str, Any]) -> None:
@@ -346,14 +356,15 @@ class Loop:
         if changed:
             raise CheckpointError(
                 f"{directory} belongs to another run; " + "; ".join(changed)[:800] + ". "
-                "Give the same arguments, or start anew from its weights with resume_path."
+                "Give the same arguments (rows_per_step is batch_size x accumulation x processes), "
+                "or start anew from its weights with resume_path."
             )
 
     # -- opening and closing
 
     def _open(self) -> None:
         options = self.options
-        self.accelerator = _accelerator(options, self.place, self.task.model)
+        self.accelerator = make_accelerator(options, self.task, self.place.output_dir)
         self.rank, self.world = place()
         if self.accelerator.num_processes != self.world:
             raise TrainingError(
@@ -371,13 +382,13 @@ class Loop:
         set_seed(self.place.seed, device_specific=True)
         optimizer = _optimizer(self.task.model, options)
         self.task.model.train()
-        self.task.model, self.optimizer = self.accelerator.prepare(self.task.model, optimizer)
+        self.engine = make_engine(self.accelerator, self.task.model, optimizer)
+        self.task.model = self.engine.model
         self._closers.append(self._release)
-        self._trainable = [p for p in self.task.model.parameters() if p.requires_grad]
         self._closers.append(self.task.close)
         self.task.open(self.accelerator.device)
         total = self._total_steps()
-        self.schedule = _schedule(optimizer, options, total)
+        self.schedule = _schedule(self.engine.torch_optimizer, options, total)
         resumed = self._find_checkpoint()
         if resumed:
             self._resume(resumed)
@@ -415,9 +426,8 @@ class Loop:
     def _release(self) -> None:
         from accelerate.state import AcceleratorState
 
-        self.task.model = self.accelerator.unwrap_model(self.task.model, keep_fp32_wrapper=False)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.optimizer = None
+        self.task.model = self.engine.close()
+        del self.engine
         self.accelerator.free_memory()
         AcceleratorState._reset_state()  # the next trainer may want another precision
 
@@ -449,7 +459,7 @@ class Loop:
     def _halve(self, micro_batches: list[MicroRows], error: Exception) -> list[MicroRows]:
         """Smaller micro-batches of the same step: the effective batch is kept."""
         largest = max(len(micro.rows) for micro in micro_batches)
-        if self.world > 1 or largest == 1:
+        if self.world > 1 or largest == 1 or uses_deepspeed():
             raise TrainingError(
                 f"out of memory at a micro-batch of {largest} rows: use a smaller batch_size with "
                 "more gradient_accumulation_steps, a smaller max_length, or "
@@ -512,43 +522,6 @@ class Loop:
 
     def _lr(self) -> float:
         return self.schedule.get_last_lr()[0]
-
-    def _trainable_by_name(self) -> dict[str, torch.nn.Parameter]:
-        model = self.accelerator.unwrap_model(self.task.model)
-        return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-class _nothing:
-    """A context that does nothing, called like `accelerator.no_sync`."""
-
-    def __init__(self, model: torch.nn.Module):
-        pass
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
-def _accelerator(options: LoopOptions, place: Place, model: torch.nn.Module) -> Any:
-    from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration
-
-    precision = "bf16" if options.bf16 else "fp16" if options.fp16 else "no"
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    if launched():
-        join()
-    if precision == "fp16" and on_cpu:
-        log.warning("fp16 needs a GPU: training in float32 on this CPU.")
-        precision = "no"
-    folder = place.output_dir / "logs" / "tensorboard_logs"
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=on_cpu,
-        log_with=options.trackers or None,
-        project_config=ProjectConfiguration(str(place.output_dir), logging_dir=str(folder)),
-    )
 
 
 def _optimizer(model: torch.nn.Module, options: LoopOptions) -> torch.optim.Optimizer:

@@ -79,6 +79,7 @@ class Trainer(BaseTrainer):
     setup_class, loop_class = PPOSetup, PPOOptions
     setup_aliases, loop_aliases = PPO_SETUP_ALIASES, PPO_LOOP_ALIASES
     loaders = ("LLM_RLHF", "LLM_DPO")
+    generates = True
     setup: PPOSetup
     options: PPOOptions
     sampler: Sampler | None = None

@@ -57,10 +57,34 @@ def join() -> Any:
     if launched() and state and state["num_processes"] == 1:
         PartialState._reset_state()  # made before, by somebody who did not say that CPUs are used
     on_cpu = not torch.accelerator.is_available()
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        _start_again()
     # Without a GPU accelerate counts one process unless it is told to use the CPU, or a backend.
     if launched() and on_cpu and uses_deepspeed():
         return PartialState(backend="gloo")
     return PartialState(cpu=on_cpu)
+
+
+def _start_again() -> None:
+    """The process group of a restart by torchrun, apart from what the attempt before left.
+
+    All attempts share one store; addresses of dead processes in it would be waited for.
+    """
+    import torch
+    from torch.distributed import PrefixStore, init_process_group, is_initialized
+    from torch.distributed.rendezvous import rendezvous
+
+    if is_initialized():
+        return
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    store, rank, size = next(rendezvous("env://"))
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    init_process_group(
+        torch.distributed.get_default_backend_for_device(device),
+        store=PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=size,
+    )
 
 
 def gather_objects(item: Any) -> list[Any]:
