@@ -60,10 +60,10 @@ assets: install
 	@$(RUN) scripts/fetch_assets.py smollm2 tokenizers encoder
 
 test: assets $(VLLM) $(DEEPSPEED)
-	$(RUN) -m pytest -m "not gpu"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not gpu"
 
 fast: assets
-	$(RUN) -m pytest -q -m "not gpu and not vllm and not slow and not distributed"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile -m "not gpu and not vllm and not slow and not distributed"
 
 check: fast
 	$(VENV)/bin/ruff check .
