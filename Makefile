@@ -8,6 +8,7 @@ SMALL_MODEL := models/SmolLM2-135M-Instruct
 
 export HF_HOME := $(CURDIR)/.cache/huggingface
 export HF_HUB_OFFLINE := 1
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 export TOKENIZERS_PARALLELISM := true
 
 # The CPU build of vLLM exists for Linux; elsewhere its tests are skipped.

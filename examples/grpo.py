@@ -2,7 +2,7 @@
 
 python examples/sft.py
 python examples/grpo.py --adapter save_model/sft_example/Llama_<step>
-accelerate launch --num_processes 2 examples/grpo.py          # add --cpu without GPUs
+accelerate launch --num_processes 2 examples/grpo.py          # without GPUs: add --multi_gpu
 """
 
 import argparse
