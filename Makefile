@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := true
 VLLM := $(if $(filter Linux,$(shell uname -s)),install-vllm)
 DEEPSPEED := $(if $(filter Linux,$(shell uname -s)),install-deepspeed)
 
-.PHONY: install install-vllm install-deepspeed assets quickstart test check fast bench data clean
+.PHONY: install install-vllm install-deepspeed assets quickstart test test-all check fast bench data clean
 
 install: $(VENV)/.installed
 
@@ -60,8 +60,11 @@ quickstart: install | $(SMALL_MODEL)
 assets: install
 	@$(RUN) scripts/fetch_assets.py smollm2 tokenizers encoder
 
-test: assets $(VLLM) $(DEEPSPEED)
+# Tests marked vllm, and those of DeepSpeed, are skipped where these are not installed.
+test: assets
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not gpu"
+
+test-all: assets $(VLLM) $(DEEPSPEED) test
 
 fast: assets
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile -m "not gpu and not vllm and not slow and not distributed"
