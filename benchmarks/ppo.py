@@ -1,6 +1,6 @@
 """Does PPO learn? Held-out reward before and after, in the guide's offline and online form.
 
-    python benchmarks/ppo.py [--rows 48] [--dev 24] [--sft <adapter>]
+    python benchmarks/ppo.py [--rows 240] [--dev 50] [--sft <adapter>]
 
 Both forms start from the same SFT adapter (10 optimizer steps unless `--sft` names one) and see the
 same rows of ticket_en_rlhf; the reward is the guide's similarity to gold and bad answers. Greedy
@@ -26,7 +26,7 @@ from main.trainer.records import Means
 RESULTS = Path(__file__).parent / "results" / "ppo.json"
 SFT_STEPS = 10
 SETTINGS = ("rows", "dev", "batch_size", "lr")
-FORMS = {"offline": -1.0, "online": 1.0}
+FORMS = {"online": 1.0, "offline": -1.0}
 
 
 def main() -> None:
@@ -34,10 +34,10 @@ def main() -> None:
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--encoder", default="models/all-MiniLM-L6-v2")
     parser.add_argument("--sft", help="an adapter to start from")
-    parser.add_argument("--rows", type=int, default=48)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--dev", type=int, default=24)
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--rows", type=int, default=240)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--dev", type=int, default=50)
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def measure(
         data_path=data,
         max_length=256,
         batch_size=arguments.batch_size,
-        batch_size_eval=24,
+        batch_size_eval=25,
         task_name=form,
         output_dir=folder,
     )
@@ -124,6 +124,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
         part = range(start, min(start + trainer.batch_size_eval, len(rows)))
         means.add(trainer.evaluate([rows[i] for i in part], torch.device("cpu")))
     trainer.close()
+    trainer.sample_text()  # the epoch's table shall show what comes after
     return means.means()
 
 

@@ -49,7 +49,7 @@ def test_a_value_is_the_heads_of_the_state_before_the_token():
     states = model.causal_lm().base_model(input_ids=IDS).last_hidden_state.detach()
     expected = [
         float(
-            model.value_head.weight[0].detach() @ (h / h.square().sum().sqrt())
+            model.value_head.weight[0].detach() @ (10 * h / h.square().sum().sqrt())
             + model.value_head.bias.detach()
         )
         for row in range(2)
@@ -86,14 +86,14 @@ def test_where_the_critics_gradient_goes(kind):
 
 
 def test_the_heads_gradient_by_hand():
-    """V = w . u + b: dV^2/2 / dw = V u, / db = V, summed over tokens."""
+    """V = w . u + b with |u| = 10: dV^2/2 / dw = V u, / db = V, summed over tokens."""
     model = actor_critic("detached")
     out = model(IDS, MASK)
     hidden = LogprobModel(model.model)(IDS, MASK).hidden
-    unit = (hidden / hidden.norm(dim=-1, keepdim=True)).detach()
+    state = (10 * hidden / hidden.norm(dim=-1, keepdim=True)).detach()
     (out.values.square().sum() / 2).backward()
     values = out.values.detach()
-    torch.testing.assert_close(model.value_head.weight.grad[0], values @ unit)
+    torch.testing.assert_close(model.value_head.weight.grad[0], values @ state)
     torch.testing.assert_close(model.value_head.bias.grad[0], values.sum())
 
 

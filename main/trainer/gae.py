@@ -50,7 +50,7 @@ def gae(
     mask: Tensor,
     last_values: Tensor,
     discount: float = 1.0,
-    gae_lambda: float = 0.95,
+    gae_lambda: float = 1.0,
 ) -> Credit:
     """Advantages and returns, each sequence walked back from its own end.
 

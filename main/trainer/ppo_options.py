@@ -64,12 +64,16 @@ class PPOOptions(SamplerOptions, LoopOptions):
     ppo_epochs: updates made of a batch before new samples and old log-probs are taken.
     alpha, beta, gamma: weights of policy loss, value loss and entropy bonus.
     discount, gae_lambda: of main/trainer/gae.py (`gamma` is the guide's name for something else).
+        Both 1: while the critic knows little, a lambda below 1 would make of one reward at the end
+        a preference for late tokens (compare arXiv 2503.24290, which trains so).
     value_clip: how far a value may move from the old one; None = unbounded.
     whiten_advantages: to mean 0 and spread 1 over the tokens of the batch; an offline batch, which
         has no bad samples, is divided by the root mean square instead.
     reward_placement: the reward at the 'last' token, or spread over 'every' token.
     missing_eos_penalty: taken from the reward of a completion that the length limit cut.
     bootstrap_truncated: such a completion goes on beyond its end, with the critic's value there.
+        Where most completions are cut and discount is 1, every round adds the reward to that value
+        once more: give them room, set missing_eos_penalty, or set this to False.
     kl_coef: weight of the divergence from the starting policy, taken from each token's reward.
     kl_estimator: 'k1', 'k2' or 'k3', see main/trainer/kl.py.
     kl_target: nats a completion; kl_coef follows it after each online batch. None = fixed.
@@ -86,7 +90,7 @@ class PPOOptions(SamplerOptions, LoopOptions):
     beta: float = 0.5
     gamma: float = 0.0
     discount: float = 1.0
-    gae_lambda: float = 0.95
+    gae_lambda: float = 1.0
     value_clip: float | None = 0.2
     whiten_advantages: bool = True
     reward_placement: Placement = "last"
