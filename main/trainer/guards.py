@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from main.utils.processes import launched
+
 
 class StopSignal:
     """Turns the first SIGINT or SIGTERM into a request that is honoured between two steps.
 
-    A second one acts at once, but not within `AGAIN` seconds of the first: a launcher passes on
-    what the terminal has sent to all already. Handlers are ours only between `arm` and `disarm`.
+    A second one acts at once; of several processes not within `AGAIN` seconds of the first, as a
+    launcher passes on what the terminal has sent to all already. Handlers are ours only between
+    `arm` and `disarm`.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -36,7 +39,7 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._received_at = number, time.monotonic()
-        elif time.monotonic() - self._received_at > self.AGAIN:
+        elif not launched() or time.monotonic() - self._received_at > self.AGAIN:
             self.disarm()
             signal.raise_signal(number)
 
