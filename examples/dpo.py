@@ -2,7 +2,7 @@
 
     python examples/sft.py
     python examples/dpo.py --resume save_model/sft_example/Llama_150
-    accelerate launch --num_processes 2 examples/dpo.py --resume ...     # without GPUs: add --multi_gpu
+    accelerate launch --num_processes 2 examples/dpo.py --resume ...   # no GPUs: add --multi_gpu
 
 Other losses: `--loss ipo`, 'simpo', 'orpo', 'kto', ... (main/trainer/losses.py).
 """

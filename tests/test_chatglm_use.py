@@ -87,7 +87,7 @@ def test_the_predictor_answers_as_the_model_does_alone_and_in_a_batch(folder):
     cut = next((i for i, token in enumerate(expected) if token in stops), len(expected))
     text = tokenizer.decode(expected[:cut], skip_special_tokens=True).rstrip("\ufffd")
     alone = predictor(QUESTION[0]["content"], max_new_tokens=8)
-    assert alone == [text.removeprefix(predictor.lead)]
+    assert alone == [text.removeprefix(predictor.voice.lead)]
     batch = predictor(["天气", QUESTION[0]["content"], "a b c"], max_new_tokens=8)
     assert batch[1] == alone[0]
 

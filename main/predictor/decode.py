@@ -160,15 +160,15 @@ def like_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return groups
 
 
-def _runs(ids: Sequence[list[int]]) -> list[int]:
-    """Number of each prompt's run of equal ones.
+def _runs(prompts: Sequence[Any]) -> list[int]:
+    """Number of each prompt's run of equal ones, its pictures among what is compared.
 
     >>> _runs([[7, 8], [7, 8], [9], [7, 8]])
     [0, 0, 1, 2]
     """
     runs: list[int] = []
-    for i, row in enumerate(ids):
-        runs.append(runs[-1] + (row != ids[i - 1]) if runs else 0)
+    for i, prompt in enumerate(prompts):
+        runs.append(runs[-1] + (prompt != prompts[i - 1]) if runs else 0)
     return runs
 
 
@@ -200,7 +200,7 @@ class _State:
             self.positions = self.positions if places is None else places  # (3, B, P)
         self.capacity = width + max(row.limit for row in rows)
         self.lengths = [row.length for row in rows]
-        self.runs = _runs(ids)
+        self.runs = _runs([(row, rows[i].visuals) for i, row in enumerate(ids)])
         self.cache: Any = None  # made by the first step
         self.can_drop = can_drop_rows(new_cache(model, 0))
         self.seen: torch.Tensor | None = None  # (B, V), made with the first logits
@@ -237,7 +237,7 @@ class _State:
             part = (torch.tensor(firsts[start:end], device=self.ids.device), slice(-width, None))
             caches.append(new_cache(self.model, width if len(groups) > 1 else self.capacity))
             positions = self.positions[..., *part]
-            pixels = self._pixels(self.prompts[start:end])
+            pixels = self._pixels([self.prompts[i] for i in firsts[start:end]])
             logits.append(
                 self._forward(self.ids[part], self.mask[part], positions, caches[-1], pixels)
             )
