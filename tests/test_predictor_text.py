@@ -45,7 +45,7 @@ def test_what_only_began_like_a_stop_text_is_shown_in_the_end(small_model_path):
     chunks, answer = shown(tokenizer, tokenizer("one two three")["input_ids"], ["three END"])
     assert not answer.stopped
     assert "".join(chunks) == answer.text == "one two three"
-    assert chunks[-1] == "three"
+    assert chunks[-1] == " three"
 
 
 def test_the_earliest_of_several_stop_texts_counts(small_model_path):

@@ -167,10 +167,11 @@ class BasePredictor(ABC):
         if self.context is None:
             return max_new_tokens
         if len(prompt_ids) >= self.context:
+            images = " give its images a smaller max_pixels," if self.vision else ""
             raise GenerationError(
                 f"the prompt of request {request} has {len(prompt_ids)} tokens, and the context of "
-                f"this model is {self.context}, answer included. Shorten the query or drop early "
-                "turns of its history."
+                f"this model is {self.context}, answer included. Shorten the query,{images} or "
+                "drop early turns of its history."
             )
         return min(max_new_tokens, self.context - len(prompt_ids))
 

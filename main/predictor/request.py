@@ -139,8 +139,13 @@ def answer_lead(tokenizer: "PreTrainedTokenizerBase") -> str:
         return ""
     answer = "the-answer-of-the-assistant"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    try:
+        prompt = tokenizer.apply_chat_template(
+            turns[:1], tokenize=False, add_generation_prompt=True
+        )
+        whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (TemplateError, TypeError):  # a vision model's, which takes contents as parts only
+        return ""
     if not str(whole).startswith(str(prompt)):
         return ""
     ids = encode(tokenizer, Prompts([str(prompt), str(whole)], templated=True))
