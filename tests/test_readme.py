@@ -26,6 +26,8 @@ NOT_RUN = {
     "accelerate launch": "two processes train in test_lora.py",
     "trl vllm-serve": "a server; started in the tests marked vllm where vLLM is installed",
     "tensorboard": "a server that does not end",
+    "main.utils.plot": "needs the plot extra; see test_plot.py",
+    "examples/rag": "needs the rag extra; see test_rag.py",
 }
 SUBSTITUTES = {"Llama_150": "Llama_2"}  # eight rows make fewer steps
 

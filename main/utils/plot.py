@@ -88,7 +88,7 @@ def _records(run: Path) -> dict[str, Path]:
     parts = ["data_record" if part == "save_model" else part for part in run.parts]
     folder = Path(*parts)
     files = {kind: folder / f"{kind}.csv" for kind in ("train", "eval")}
-    if not files["train"].is_file():
+    if not any(path.is_file() for path in files.values()):
         raise MissingFileError(
             f"'{run}' has no records (looked for {files['train']}). Name save_model/<task_name> of "
             "a run that has logged at least once."
