@@ -180,9 +180,9 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_auto_goes_on_bit_equal(tmp_path):
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
-    def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+    def twice():  # in this very thread: two that are under way to a process become one
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     stopped = Stopping(make_rows(12))
     stopped.at, stopped.how = 2, twice
