@@ -153,18 +153,21 @@ class BaseTrainer(Task):
         return self.setup.loader_name
 
     @property
-    def causal_lm(self) -> Any:
-        """The transformers model below adapter and wrappers."""
+    def unwrapped(self) -> Any:
+        """`model` without the wrappers of several processes."""
         from accelerate.utils import extract_model_from_parallel
 
-        return extract_model_from_parallel(self.model).causal_lm()
+        return extract_model_from_parallel(self.model)
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model below adapter and wrappers."""
+        return self.unwrapped.causal_lm()
 
     @property
     def policy(self) -> Any:
-        """The PEFT model, without the wrappers of several processes."""
-        from accelerate.utils import extract_model_from_parallel
-
-        return extract_model_from_parallel(self.model).model
+        """The PEFT model, without wrappers."""
+        return self.unwrapped.model
 
     @property
     def pad_id(self) -> int:

@@ -112,11 +112,8 @@ class Trainer(BaseTrainer):
 
     def _score(self, rows: list[Row], which: slice) -> Tensor:
         """(B, A) log-probabilities of the selected answers, by the model as it is switched."""
-        from accelerate.utils import extract_model_from_parallel
-
         tensors = to_device(self._lay_out(rows, which), self.device)
-        model = extract_model_from_parallel(self.model)
-        return sequence_logprobs(model, **tensors).view(len(rows), -1)
+        return sequence_logprobs(self.unwrapped, **tensors).view(len(rows), -1)
 
     def _lay_out(self, rows: list[Row], which: slice) -> dict[str, Any]:
         prompts = [row["prompt_ids"] for row in rows]

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from main.loaders.collate import pad
 from main.trainer.gae import Credit, Placement, gae, place_scores
 from main.trainer.kl import KLEstimator, kl_estimate
-from main.trainer.rewards import Scoreable, as_completion, completion_texts
+from main.trainer.rewards import Scoreable
 from main.trainer.rollout import Completion
 from main.trainer.task import Metrics, Row
 
@@ -78,8 +78,6 @@ def gold_sample(row: Row, seed: int, stop_ids: Sequence[int], counted: bool = Tr
 
 def scoreable(samples: Sequence[Sample], tokenizer: Any) -> Scoreable:
     """What reward functions are given: text without special tokens, answers, further fields."""
-    prompts = [json.loads(sample.row["prompt"]) for sample in samples]
-    texts = completion_texts(tokenizer, [sample.ids for sample in samples])
     columns: list[Mapping[str, Any]] = [
         {
             **json.loads(sample.row["columns"]),
@@ -88,13 +86,8 @@ def scoreable(samples: Sequence[Sample], tokenizer: Any) -> Scoreable:
         }
         for sample in samples
     ]
-    return Scoreable(
-        prompts,
-        [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
-        [sample.ids for sample in samples],
-        columns,
-        [sample.row["row"] for sample in samples],
-    )
+    rows, completions = [s.row for s in samples], [s.ids for s in samples]
+    return Scoreable.of_rows(rows, completions, tokenizer, columns)
 
 
 def model_inputs(samples: Sequence[Sample], pad_id: int) -> dict[str, Tensor]:
@@ -180,9 +173,7 @@ def table(samples: Sequence[Sample], tokenizer: Any) -> str:
         return ""
     what = scoreable(samples, tokenizer)
     lines = ["| question | completion | reward |", "|---|---|---|"]
-    for prompt, text, sample in zip(
-        what.prompts, completion_texts(tokenizer, what.completion_ids), samples, strict=True
-    ):
+    for prompt, text, sample in zip(what.prompts, what.texts, samples, strict=True):
         question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         lines.append(f"| {_cell(question)} | {_cell(text)} | {sample.score:.3f} |")
     return "\n".join(lines) + "\n"

@@ -20,14 +20,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from main.adapters import starts_as_base
 from main.errors import ConfigError
+from main.models import context_length
 from main.trainer import policy_loss
 from main.trainer.advantages import advantages, zero_spread
-from main.trainer.base import BaseTrainer
 from main.trainer.branches import takes_branches
+from main.trainer.generating import GeneratingTrainer, set_dropout
 from main.trainer.grpo_options import (
     GRPO_LOOP_ALIASES,
     GRPO_SETUP_ALIASES,
@@ -37,19 +38,17 @@ from main.trainer.grpo_options import (
 from main.trainer.kl import kl_estimate
 from main.trainer.reference import Reference
 from main.trainer.rewards import Rewards
-from main.trainer.rollout import Sampler
-from main.trainer.samplers import make_sampler
 from main.trainer.samples import SAMPLE, by_completion, collate, inputs, keep, key, seed_of
 from main.trainer.scoring import complete, sample_metrics, samples_table
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
-from main.utils.processes import gather_objects, place, together
+from main.utils.processes import gather_objects, place
 
 CISPO_WEIGHT = 5.0  # default of epsilon_high for 'cispo', as ScaleRL recommends (2510.13786)
 TABLE_ROWS = 8  # samples shown an epoch
 
 
-class Trainer(BaseTrainer):
+class Trainer(GeneratingTrainer):
     """Trains an adapter on rows {"prompt": ..., "answer": ...} with reward functions.
 
     Args:
@@ -66,15 +65,13 @@ class Trainer(BaseTrainer):
     setup_aliases = GRPO_SETUP_ALIASES
     loop_aliases = GRPO_LOOP_ALIASES
     loaders = ("LLM_GRPO",)
-    generates = True
     options: GRPOOptions
     setup: GRPOSetup
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
-        disable_dropout(self.model)
+        set_dropout(self.model)
         self.reference: Reference | None = None
-        self.sampler: Sampler | None = None
         self.share = self.setup.share_prompts and takes_branches(self.causal_lm)
         self.shown: list[str] = []  # a table of the latest draw
 
@@ -96,17 +93,6 @@ class Trainer(BaseTrainer):
             self.reference = Reference(self.policy, fresh)
         return run
 
-    def open(self, device: torch.device) -> None:
-        base = self.setup.from_pretrained
-        self.sampler = together(
-            lambda: make_sampler(self.options, self.policy, self.stop_ids, self.pad_id, base)
-        )
-
-    def close(self) -> None:
-        if self.sampler is not None:
-            self.sampler.close()
-        self.sampler = None
-
     # -- one draw of prompts: completions, rewards, advantages, then the updates
 
     def updates(self, drawn: list[MicroRows], step: int) -> Iterable[Update]:
@@ -117,8 +103,8 @@ class Trainer(BaseTrainer):
             yield Update(drawn, None if iteration else metrics)
 
     def _complete(self, rows: list[Row], seeds: list[int], greedy: bool = False) -> None:
-        assert self.sampler is not None, "a run is open"
-        complete(rows, seeds, self.sampler, self.tokenizer, self.rewards, self.options, greedy)
+        completions = self.draw(rows, seeds, greedy)
+        complete(rows, completions, self.tokenizer, self.rewards, self.options)
 
     def _roll_out(self, drawn: list[MicroRows], step: int) -> Metrics:
         """Fill every row of `drawn` with its sample; returns what to record."""
@@ -258,7 +244,7 @@ class Trainer(BaseTrainer):
                 f"{ranks} processes x gradient_accumulation_steps="
                 f"{options.gradient_accumulation_steps}). Change one of them."
             )
-        context = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+        context = context_length(self.causal_lm.config)
         longest = max(
             [*self.train_data.lengths, *(self.eval_data.lengths if self.eval_data else [])]
         )
@@ -293,15 +279,6 @@ def surrogate(
             ratio, advantages, options.epsilon, options.epsilon_high
         )
     return policy_loss.Surrogate(losses if correction is None else losses * correction, clipped)
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """No dropout in any mode: adapters that were trained with some keep it in their config."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010
 
 
 def _grouped(rewards: dict[tuple[int, int], float], samples: int) -> Tensor:

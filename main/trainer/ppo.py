@@ -26,12 +26,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from main.adapters import starts_as_base
 from main.errors import ConfigError
 from main.models import context_length
-from main.trainer.base import BaseTrainer
 from main.trainer.critic import ActorCritic
 from main.trainer.experience import (
     Sample,
@@ -48,6 +47,7 @@ from main.trainer.experience import (
     token_rewards,
 )
 from main.trainer.gae import explained_variance, moments, value_losses, whiten
+from main.trainer.generating import GeneratingTrainer, set_dropout
 from main.trainer.kl import adapted_coefficient
 from main.trainer.logprobs import scoring
 from main.trainer.policy_loss import clipped_surrogate, sampling_correction
@@ -55,8 +55,6 @@ from main.trainer.ppo_options import PPO_LOOP_ALIASES, PPO_SETUP_ALIASES, PPOOpt
 from main.trainer.ppo_rewards import load_reward_source, make_rewards
 from main.trainer.records import mean_of
 from main.trainer.reference import Reference
-from main.trainer.rollout import Completion, Sampler
-from main.trainer.samplers import make_sampler
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
 from main.utils.processes import gather_objects, together
@@ -64,7 +62,7 @@ from main.utils.processes import gather_objects, together
 SHOWN = 8  # completions in an epoch's table
 
 
-class Trainer(BaseTrainer):
+class Trainer(GeneratingTrainer):
     """PPO with a similarity reward, a reward model or any reward function.
 
     The constructor takes the arguments of `main.trainer.ppo_options.PPOSetup`, the call those of
@@ -79,10 +77,8 @@ class Trainer(BaseTrainer):
     setup_class, loop_class = PPOSetup, PPOOptions
     setup_aliases, loop_aliases = PPO_SETUP_ALIASES, PPO_LOOP_ALIASES
     loaders = ("LLM_RLHF", "LLM_DPO")
-    generates = True
     setup: PPOSetup
     options: PPOOptions
-    sampler: Sampler | None = None
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
@@ -90,7 +86,7 @@ class Trainer(BaseTrainer):
         fresh = setup.resume_path is None and starts_as_base(setup)
         self.reference = Reference(policy, fresh)
         self.model = ActorCritic(policy, setup.critic)
-        _switch_dropout(self.model, setup.lora_dropout)
+        set_dropout(self.model, setup.lora_dropout)
         if setup.critic_resume_path is not None:
             self.model.load_critic(setup.critic_resume_path)
         self.reward_source = load_reward_source(setup.reward_from_pretrained, setup.device)
@@ -131,7 +127,7 @@ class Trainer(BaseTrainer):
         """A sample for each row; a filler is not worth generating."""
         seed, stops = self.setup.seed, self.stop_ids
         asked = [row for micro in drawn for row in micro.rows if online and micro.counted]
-        completions = iter(self._sample(asked, [draw_seed(seed, step, r["row"]) for r in asked]))
+        completions = iter(self.draw(asked, [draw_seed(seed, step, r["row"]) for r in asked]))
         pieces = []
         for micro in drawn:
             if online and micro.counted:
@@ -141,12 +137,6 @@ class Trainer(BaseTrainer):
                 pairs = zip(micro.rows, seeds, strict=True)
                 pieces.append([gold_sample(r, s, stops, micro.counted) for r, s in pairs])
         return pieces
-
-    def _sample(self, rows: list[Row], seeds: list[int], greedy: bool = False) -> list[Completion]:
-        """A completion for each row; an error of the sampler ends all processes."""
-        assert self.sampler is not None, "a run is open"
-        draw, prompts = self.sampler.sample, [list(row["prompt_ids"]) for row in rows]
-        return together(lambda: draw(prompts, seeds, greedy) if prompts else [])
 
     def _score(self, samples: list[Sample]) -> Metrics:
         """Set the samples' rewards; an error of a reward function ends all processes."""
@@ -259,7 +249,7 @@ class Trainer(BaseTrainer):
 
     def evaluate(self, rows: list[Row], device: torch.device) -> Metrics:
         """Greedy completions of the rows, scored; `kl` by k3 on them."""
-        completions = self._sample(rows, [0] * len(rows), greedy=True)
+        completions = self.draw(rows, [0] * len(rows), greedy=True)
         samples = [Sample(r, c.ids, c.ended) for r, c in zip(rows, completions, strict=True)]
         metrics = self._score(samples)
         self._estimate(samples)
@@ -272,17 +262,6 @@ class Trainer(BaseTrainer):
         self._shown = {"eval": [], "train": []}
         return table(shown, self.tokenizer)
 
-    def open(self, device: torch.device) -> None:
-        base = self.setup.from_pretrained
-        self.sampler = together(
-            lambda: make_sampler(self.options, self.policy, self.stop_ids, self.pad_id, base)
-        )
-
-    def close(self) -> None:
-        if self.sampler is not None:
-            self.sampler.close()
-        self.sampler = None
-
     def state(self) -> dict[str, Any]:
         return {"kl_coef": self.kl_coef}
 
@@ -291,10 +270,7 @@ class Trainer(BaseTrainer):
 
     @property
     def actor_critic(self) -> ActorCritic:
-        """The model, without the wrappers of several processes."""
-        from accelerate.utils import extract_model_from_parallel
-
-        return extract_model_from_parallel(self.model)
+        return self.unwrapped
 
     # -- what the constructor and the call check
 
@@ -317,10 +293,3 @@ class Trainer(BaseTrainer):
                         f"max_completion_length={wanted} it exceeds the model's context of "
                         f"{context}. Lower max_completion_length or max_length."
                     )
-
-
-def _switch_dropout(model: nn.Module, adapter_dropout: float) -> None:
-    """The adapter's as asked for, the base's off: the ratio would measure it too."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout):
-            module.p = adapter_dropout if "lora_dropout" in name else 0.0

@@ -13,6 +13,7 @@ import asyncio
 import functools
 import inspect
 import itertools
+import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from main.errors import ConfigError, MainError, RewardError
-from main.trainer.task import Metrics
+from main.trainer.task import Metrics, Row
 
 RewardFunction = Callable[..., Any]
 OURS = ("prompts", "completions", "completion_ids")  # names that no column may have
@@ -45,6 +46,34 @@ class Scoreable:
     completion_ids: list[list[int]]
     columns: list[Mapping[str, Any]]
     rows: list[int]
+
+    @classmethod
+    def of_rows(
+        cls,
+        rows: Sequence[Row],
+        completion_ids: Sequence[Sequence[int]],
+        tokenizer: Any,
+        columns: Sequence[Mapping[str, Any]] | None = None,
+    ) -> "Scoreable":
+        """A completion for each row of a data set, decoded; special tokens are left out.
+
+        Args:
+            columns: the fields that functions are given; None = those of the rows.
+        """
+        prompts = [json.loads(row["prompt"]) for row in rows]
+        texts = completion_texts(tokenizer, completion_ids)
+        return cls(
+            prompts,
+            [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
+            [list(ids) for ids in completion_ids],
+            [json.loads(row["columns"]) for row in rows] if columns is None else list(columns),
+            [row["row"] for row in rows],
+        )
+
+    @property
+    def texts(self) -> list[str]:
+        """The completions as plain text."""
+        return [c if isinstance(c, str) else c[-1]["content"] for c in self.completions]
 
     def part(self, index: int) -> "Scoreable":
         """One completion alone."""

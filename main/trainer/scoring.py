@@ -8,8 +8,8 @@ import torch
 
 from main.trainer.advantages import overlong_penalty
 from main.trainer.grpo_options import GRPOOptions
-from main.trainer.rewards import Rewards, Scoreable, Scores, as_completion, completion_texts
-from main.trainer.rollout import Completion, Sampler
+from main.trainer.rewards import Rewards, Scoreable, Scores
+from main.trainer.rollout import Completion
 from main.trainer.samples import SAMPLE, Sample
 from main.trainer.task import Metrics, Row
 from main.utils.processes import together
@@ -17,22 +17,19 @@ from main.utils.processes import together
 
 def complete(
     rows: Sequence[Row],
-    seeds: Sequence[int],
-    sampler: Sampler,
+    completions: Sequence[Completion],
     tokenizer: Any,
     rewards: Rewards,
     options: GRPOOptions,
-    greedy: bool = False,
 ) -> None:
-    """Give each row a sample with its reward. All processes must call it.
+    """Give each row its completion as a sample with a reward. All processes must call it.
 
     Raises:
-        RewardError, GenerationError: on every process, if on one.
+        RewardError: on every process, if on one.
     """
-    prompts = [list(row["prompt_ids"]) for row in rows]
-    completions = together(lambda: sampler.sample(prompts, seeds, greedy))
-    texts = completion_texts(tokenizer, [completion.ids for completion in completions])
-    scores = together(lambda: rewards.score(_scoreable(rows, completions, texts)))
+    what = Scoreable.of_rows(rows, [completion.ids for completion in completions], tokenizer)
+    scores = together(lambda: rewards.score(what))
+    texts = what.texts
     for i, row in enumerate(rows):
         sample = Sample(completions[i], texts[i])
         sample.reward, sample.by_function = float(scores.rewards[i]), scores.by_function[i].tolist()
@@ -69,19 +66,6 @@ def samples_table(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
             _line([_last_turn(row["prompt"]), sample.text, *(f"{n:.4g}" for n in numbers)])
         )
     return lines
-
-
-def _scoreable(
-    rows: Sequence[Row], completions: Sequence[Completion], texts: Sequence[str]
-) -> Scoreable:
-    prompts = [json.loads(row["prompt"]) for row in rows]
-    return Scoreable(
-        prompts,
-        [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
-        [completion.ids for completion in completions],
-        [json.loads(row["columns"]) for row in rows],
-        [row["row"] for row in rows],
-    )
 
 
 def _last_turn(prompt: str) -> str:

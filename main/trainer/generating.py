@@ -1,0 +1,52 @@
+"""What trainers share whose policy draws completions while it trains: GRPO and PPO."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from main.trainer.base import BaseTrainer
+from main.trainer.rollout import Completion, Sampler
+from main.trainer.samplers import make_sampler
+from main.trainer.task import Row
+from main.utils.processes import together
+
+
+class GeneratingTrainer(BaseTrainer):
+    """A sampler lives from `open` to `close`; an error in it ends all processes."""
+
+    generates = True
+    options: Any
+    sampler: Sampler | None = None
+
+    def open(self, device: torch.device) -> None:
+        base = self.setup.from_pretrained
+        self.sampler = together(
+            lambda: make_sampler(self.options, self.policy, self.stop_ids, self.pad_id, base)
+        )
+
+    def close(self) -> None:
+        if self.sampler is not None:
+            self.sampler.close()
+        self.sampler = None
+
+    def draw(
+        self, rows: Sequence[Row], seeds: Sequence[int], greedy: bool = False
+    ) -> list[Completion]:
+        """A completion for each row's prompt. All processes must call it."""
+        assert self.sampler is not None, "a run is open"
+        sample, prompts = self.sampler.sample, [list(row["prompt_ids"]) for row in rows]
+        return together(lambda: sample(prompts, seeds, greedy))
+
+
+def set_dropout(model: nn.Module, adapter: float = 0.0) -> None:
+    """The adapter's as asked for, the base's off in any mode: the ratio would measure it too.
+
+    A resumed adapter that was trained with some keeps it in its config.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout):
+            module.p = adapter if "lora_dropout" in name else 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010
