@@ -24,6 +24,12 @@ STARTING = threading.Lock()  # one engine at a time, so that its processes are k
 CPU_CACHE_BYTES = 4 * 2**30  # most memory for keys and values on a CPU unless the caller says
 SHUTDOWN_SECONDS = 30
 END = object()
+ALIKE = {  # arguments of every engine here
+    "generation_config": "vllm",  # the model's own sampling values are not applied
+    "logprobs_mode": "processed_logprobs",
+    "disable_log_stats": True,
+    "use_tqdm_on_load": False,
+}
 CHANGED = {"VLLM_LOGGING_LEVEL", "CUDA_VISIBLE_DEVICES"}  # variables of the engine's processes
 RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
 RANKS |= {"MASTER_ADDR", "MASTER_PORT"}

@@ -19,7 +19,7 @@ from main.models import dtype_name, load_config, load_tokenizer, stop_token_ids
 from main.options import nearest, parse, raise_all
 from main.predictor.base import BasePredictor, Voice
 from main.predictor.decode import Row
-from main.predictor.engine import Engine, Request, engine_options
+from main.predictor.engine import ALIKE, Engine, Request, engine_options
 from main.predictor.lora import Adapters, lora_arguments
 from main.predictor.params import sampling_params, take
 from main.predictor.request import answer_lead
@@ -223,10 +223,7 @@ def _engine_arguments(
         "model": str(options.model_from_pretrained),
         "dtype": dtype_name(config, options.dtype),
         "trust_remote_code": options.trust_remote_code,
-        "generation_config": "vllm",  # the model's own sampling values are not applied
-        "logprobs_mode": "processed_logprobs",
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
+        **ALIKE,
         **lora_arguments(options.peft_path, engine),
         **engine,
     }

@@ -92,11 +92,7 @@ class HFSampler(Sampler):
     def sample(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool = False
     ) -> list[Completion]:
-        limit = self.options.max_completion_length
-        rows = [
-            Row(i, list(ids), limit, torch.Generator().manual_seed(seed % 2**63))
-            for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
-        ]
+        rows = decoder_rows(prompts, seeds, self.options.max_completion_length)
         settings = generation_options(self.options, greedy)
         with scoring(self.policy):
             for batch in batches(rows, self.batch_size, self.max_tokens):
@@ -105,6 +101,14 @@ class HFSampler(Sampler):
                 ):
                     pass
         return [completion_of(row) for row in rows]
+
+
+def decoder_rows(prompts: Sequence[list[int]], seeds: Sequence[int], limit: int) -> list[Row]:
+    """What the decoder of the predictors works on; each prompt draws with a seed of its own."""
+    return [
+        Row(i, list(ids), limit, torch.Generator().manual_seed(seed % 2**63))
+        for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
+    ]
 
 
 def generation_options(options: SamplingOptions, greedy: bool) -> GenerationOptions:

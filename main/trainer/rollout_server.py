@@ -206,10 +206,11 @@ class ServerSampler(Sampler):
         self.server.post("/v1/load_lora_adapter", body)
         self.model = name
         if former != self.base:
-            self._unload(former)
+            self._unload(self.server, former)
 
-    def _unload(self, name: str) -> None:
-        self.server.post("/v1/unload_lora_adapter", {"lora_name": name})
+    @staticmethod
+    def _unload(server: Server, name: str) -> None:
+        server.post("/v1/unload_lora_adapter", {"lora_name": name})
 
     def close(self) -> None:
         """Take the adapter from the server, if it still answers, and remove its files."""
@@ -218,9 +219,8 @@ class ServerSampler(Sampler):
             self.weights.close()
         elif self.model != self.base:
             name, self.model = self.model, self.base
-            once = self.server._replace(attempts=1)
             try:
-                once.post("/v1/unload_lora_adapter", {"lora_name": name})
+                self._unload(self.server._replace(attempts=1), name)
             except GenerationError:
                 return  # it ended first: nothing is left to take back
 

@@ -14,7 +14,7 @@ import torch
 
 from main.adapters import ADAPTER
 from main.predictor.decode import Row
-from main.predictor.engine import Engine, Request
+from main.predictor.engine import ALIKE, Engine, Request
 from main.predictor.lora import largest_rank, room_for
 from main.predictor.params import sampling_params, take
 from main.predictor.sampling import GenerationOptions
@@ -23,6 +23,7 @@ from main.trainer.rollout import (
     Sampler,
     SamplingOptions,
     completion_of,
+    decoder_rows,
     generation_options,
 )
 from main.trainer.rollout_adapter import (
@@ -91,15 +92,11 @@ class VLLMSampler(Sampler):
         changed = self.folder.update()
         if changed:
             self._switch()
-        limit = self.options.max_completion_length
         settings = generation_options(self.options, greedy)
-        rows = [
-            Row(i, list(ids), limit, torch.Generator().manual_seed(seed % 2**63))
-            for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
-        ]
+        rows = decoder_rows(prompts, seeds, self.options.max_completion_length)
         requests = [self._request(row, settings) for row in rows]
         if changed:
-            rows.append(self._probe(prompts[0]))
+            rows += decoder_rows(prompts[:1], [PROBE_SEED], PROBE_TOKENS)
             requests.append(self._request(rows[-1], self._probe_settings()))
         for row, output in zip(rows, self.engine.run(requests), strict=True):
             take(row, output, self.stop_ids)
@@ -125,10 +122,6 @@ class VLLMSampler(Sampler):
         params = sampling_params(row, settings, self.stop_ids, logprobs=True)
         return Request(row.prompt_ids, params, self.adapter)
 
-    def _probe(self, prompt: list[int]) -> Row:
-        generator = torch.Generator().manual_seed(PROBE_SEED)
-        return Row(-1, list(prompt), PROBE_TOKENS, generator)
-
     def _probe_settings(self) -> GenerationOptions:
         return GenerationOptions(temperature=self.options.temperature, do_sample=True)
 
@@ -152,10 +145,7 @@ def _engine_arguments(policy: Any, base: str | os.PathLike[str], sleep: bool) ->
     return {
         "model": str(Path(base)),
         "dtype": str(policy.get_base_model().dtype).removeprefix("torch."),
-        "generation_config": "vllm",
-        "logprobs_mode": "processed_logprobs",
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
+        **ALIKE,
         "enable_lora": True,
         "max_lora_rank": room_for(rank),
         **({"enable_sleep_mode": True} if sleep else {}),

@@ -1,20 +1,13 @@
 """Which sampler draws the completions: the one place where it is chosen."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from main.errors import ConfigError
 from main.trainer.rollout import HFSampler, Sampler, SamplingOptions
 
 VLLMMode = Literal["server", "colocate"]
-_MODULES = {
-    "server": ("main.trainer.rollout_server", "ServerSampler"),
-    "colocate": ("main.trainer.rollout_vllm", "VLLMSampler"),
-}
 
 
 @dataclass(kw_only=True)
@@ -71,25 +64,18 @@ def make_sampler(
         base: folder of the base model, for an engine that loads it itself.
 
     Raises:
-        ConfigError: this version has no such sampler, or it cannot follow this policy.
+        ConfigError: the sampler cannot follow this policy.
         MissingExtraError: vLLM is not installed.
         GenerationError: the server does not answer.
     """
     if not options.use_vllm:
         return HFSampler(policy, options, stop_ids, pad_id, options.sampling_batch_size)
     if options.vllm_mode == "server":
-        server = {"url": options.vllm_server_base_url, "timeout": options.vllm_server_timeout}
-        return _vllm("server")(policy, options, stop_ids, pad_id, **server)
-    engine = {"gpu_memory_utilization": options.vllm_gpu_memory_utilization}
-    return _vllm("colocate")(policy, options, stop_ids, pad_id, base=base, **engine)
+        from main.trainer.rollout_server import ServerSampler
 
+        url, timeout = options.vllm_server_base_url, options.vllm_server_timeout
+        return ServerSampler(policy, options, stop_ids, pad_id, url, timeout)
+    from main.trainer.rollout_vllm import VLLMSampler
 
-def _vllm(mode: VLLMMode) -> Callable[..., Sampler]:
-    """The class of a sampler; its module is loaded only when it is asked for."""
-    module, name = _MODULES[mode]
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError(
-            f"use_vllm=True with vllm_mode={mode!r} needs {module}, which this version does not "
-            "have. Use use_vllm=False: transformers then draws the completions."
-        )
-    return getattr(importlib.import_module(module), name)
+    share = options.vllm_gpu_memory_utilization
+    return VLLMSampler(policy, options, stop_ids, pad_id, base, gpu_memory_utilization=share)
