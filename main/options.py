@@ -76,6 +76,24 @@ def parse(
     return result
 
 
+def below(options: Any, bounds: Mapping[str, float]) -> list[str]:
+    """One sentence for every value of `options` under its bound; None is no value."""
+    return [
+        f"{name}={value} must be {bound} or more."
+        for name, bound in bounds.items()
+        if (value := getattr(options, name)) is not None and value < bound
+    ]
+
+
+def not_positive(options: Any, names: Iterable[str]) -> list[str]:
+    """One sentence for every named value of `options` that is 0 or less; None is no value."""
+    return [
+        f"{name}={value} must be above 0."
+        for name in names
+        if (value := getattr(options, name)) is not None and value <= 0
+    ]
+
+
 def raise_all(problems: list[str]) -> None:
     """Raise one ConfigError that lists every problem; do nothing when there is none."""
     if len(problems) == 1:

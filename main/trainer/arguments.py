@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from main.models import LoraOptions
+from main.options import below
 
 Strategy = Literal["no", "steps", "epoch"]
 
@@ -59,10 +60,7 @@ class SetupOptions(LoraOptions):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        for name in ("max_length", "batch_size", "batch_size_eval"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                found.append(f"{name}={value} must be 1 or more.")
+        found += below(self, {"max_length": 1, "batch_size": 1, "batch_size_eval": 1})
         parts = Path(self.task_name).parts
         if not parts or ".." in parts or Path(self.task_name).is_absolute():
             found.append(
@@ -119,20 +117,9 @@ class LoopOptions:
     progress: bool | None = None
 
     def problems(self) -> list[str]:
-        found = [
-            f"{name}={getattr(self, name)} must be {bound} or more."
-            for name, bound in (
-                ("num_epochs", 1),
-                ("gradient_accumulation_steps", 1),
-                ("logging_steps", 1),
-                ("eval_steps", 1),
-                ("save_steps", 1),
-                ("lr", 0),
-                ("weight_decay", 0),
-                ("max_grad_norm", 0),
-            )
-            if getattr(self, name) < bound
-        ]
+        found = below(self, {"num_epochs": 1, "gradient_accumulation_steps": 1})
+        found += below(self, {"logging_steps": 1, "eval_steps": 1, "save_steps": 1})
+        found += below(self, dict.fromkeys(("lr", "weight_decay", "max_grad_norm"), 0))
         for name in ("save_total_limit", "early_stopping_patience"):
             value = getattr(self, name)
             if value is not None and value < 1:

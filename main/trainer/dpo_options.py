@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from main.errors import ConfigError
+from main.options import below, not_positive
 from main.trainer.arguments import LoopOptions, SetupOptions
 from main.trainer.losses import PAIR_LOSSES, PairLoss, sft
 
@@ -66,13 +67,8 @@ class PreferenceOptions(LoopOptions):
             found.append(f"label_smoothing={smoothing} must be at least 0 and below 0.5.")
         if self.loss_type == "exo_pair" and not smoothing:
             found.append("loss_type='exo_pair' needs label_smoothing above 0; 1e-3 is usual.")
-        for name in ("sft_weight", *_KTO):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                found.append(f"{name}={value} must be 0 or more.")
-        if self.discopop_tau is not None and self.discopop_tau <= 0:
-            found.append(f"discopop_tau={self.discopop_tau} must be above 0.")
-        return found
+        found += below(self, dict.fromkeys(("sft_weight", *_KTO), 0))
+        return found + not_positive(self, ["discopop_tau"])
 
     def _misplaced(self) -> list[str]:
         """An option that the loss does not read would be accepted and ignored."""

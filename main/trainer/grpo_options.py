@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from main.options import below, not_positive
 from main.trainer.advantages import Advantage, Scale
 from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
 from main.trainer.policy_loss import SEQUENCE_LEVEL, Level, LossType
@@ -111,27 +112,11 @@ class GRPOOptions(SamplerOptions, LoopOptions):
                 f"num_generations={self.num_generations} must be >= 2: a group of one has zero "
                 "advantage. Use 2 or more, or main.trainer.ppo."
             )
-        for name, least in (
-            ("per_device_train_batch_size", 1),
-            ("per_device_eval_batch_size", 1),
-            ("num_iterations", 1),
-            ("beta", 0),
-            ("overlong_cache", 0),
-            ("dynamic_sampling", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                found.append(f"{name}={value} must be {least} or more.")
-        for name in (
-            "epsilon",
-            "epsilon_high",
-            "importance_sampling_cap",
-            "sapo_temperature_pos",
-            "sapo_temperature_neg",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                found.append(f"{name}={value} must be above 0.")
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_iterations")
+        found += below(self, dict.fromkeys(sizes, 1))
+        found += below(self, {"beta": 0, "overlong_cache": 0, "dynamic_sampling": 0})
+        found += not_positive(self, ("epsilon", "epsilon_high", "importance_sampling_cap"))
+        found += not_positive(self, ("sapo_temperature_pos", "sapo_temperature_neg"))
         if self.overlong_cache >= self.max_completion_length:
             found.append(
                 f"overlong_cache={self.overlong_cache} must be less than "

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from main.options import below, not_positive
 from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
 from main.trainer.critic import CriticKind
 from main.trainer.gae import Placement
@@ -106,28 +107,16 @@ class PPOOptions(SamplerOptions, LoopOptions):
     def problems(self) -> list[str]:
         found = SamplerOptions.problems(self) + LoopOptions.problems(self)
         found += weight_problems(self.weight_for_cos_and_jaccard)
-        found += [
-            f"{name}={getattr(self, name)} must be {bound} or more."
-            for name, bound in (
-                ("ppo_epochs", 1),
-                ("alpha", 0),
-                ("beta", 0),
-                ("gamma", 0),
-                ("kl_coef", 0),
-                ("missing_eos_penalty", 0),
-            )
-            if getattr(self, name) < bound
-        ]
+        found += below(self, {"ppo_epochs": 1, "alpha": 0, "beta": 0, "gamma": 0})
+        found += below(self, {"kl_coef": 0, "missing_eos_penalty": 0})
         found += [
             f"{name}={getattr(self, name)} must be from 0 to 1."
             for name in ("discount", "gae_lambda")
             if not 0 <= getattr(self, name) <= 1
         ]
-        found += [
-            f"{name}={value} must be above 0."
-            for name in ("ppo_epsilon", "value_clip", "kl_target", "importance_sampling_cap")
-            if (value := getattr(self, name)) is not None and value <= 0
-        ]
+        found += not_positive(
+            self, ("ppo_epsilon", "value_clip", "kl_target", "importance_sampling_cap")
+        )
         if self.kl_target is not None and self.kl_coef == 0:
             found.append("kl_target needs a kl_coef above 0 to start from.")
         return found
