@@ -1,5 +1,6 @@
 """Base models, tokenizers and model families; the adapters on them are in `main.adapters`."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ __all__ = [
     "default_device",
     "dtype_name",
     "family",
+    "has_tokenizer",
     "load_adapter",
     "load_config",
     "load_model",
@@ -42,6 +44,15 @@ FAMILIES = {
     "llama": "Llama",
     "llava": "Llava",
 }
+
+# Where bitsandbytes is installed peft imports it, and on a CPU it recommends a kernel for 4-bit
+# weights to everyone, whatever is loaded.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
+    """Whether an adapter brings a tokenizer: it, and its chat template, are what was trained."""
+    return (Path(folder) / "tokenizer_config.json").is_file()
 
 
 def load_tokenizer(

@@ -17,6 +17,7 @@ import torch
 from main.models import (
     Quantization,
     context_length,
+    has_tokenizer,
     load_adapter,
     load_model,
     load_tokenizer,
@@ -112,7 +113,7 @@ def _tokenizer(options: PredictorOptions) -> Any:
     Training may have set another chat template, which the adapter expects at inference too.
     """
     peft_path = options.peft_path
-    own = peft_path is not None and (Path(peft_path) / "tokenizer_config.json").is_file()
+    own = peft_path is not None and has_tokenizer(peft_path)
     path = peft_path if peft_path is not None and own else options.model_from_pretrained
     return load_tokenizer(path, trust_remote_code=options.trust_remote_code)
 

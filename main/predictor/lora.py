@@ -7,7 +7,7 @@ from typing import Any
 
 from main.adapters import CONFIG, WEIGHTS, adapter_config, check_adapter
 from main.errors import ConfigError, ModelError
-from main.models import load_tokenizer
+from main.models import has_tokenizer, load_tokenizer
 from main.predictor.base import Voice
 from main.predictor.engine import Engine
 from main.predictor.request import answer_lead
@@ -123,7 +123,7 @@ class Adapters:
         # the name is part of the key under which vLLM keeps the prompts that it has seen
         request = LoRARequest(f"{folder.name}-{number}", number, str(folder))
         self.engine.add_adapter(request)
-        if not (folder / "tokenizer_config.json").is_file():
+        if not has_tokenizer(folder):
             return self.base._replace(adapter=request)
         tokenizer = load_tokenizer(folder, trust_remote_code=self.trust_remote_code)
         return Voice(tokenizer, self.stop_ids(tokenizer), answer_lead(tokenizer), request)

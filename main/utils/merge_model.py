@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from main.errors import ConfigError, ModelError
 from main.models import (
     Quantization,
+    has_tokenizer,
     load_adapter,
     load_config,
     load_model,
@@ -233,7 +234,7 @@ def _dtype(settings: MergeOptions) -> "torch.dtype":
 
 def _tokenizer_folder(settings: MergeOptions) -> Any:
     """The adapter's own tokenizer if it brings one: its chat template is what was trained."""
-    own = [path for path in settings.adapters if (Path(path) / "tokenizer_config.json").is_file()]
+    own = [path for path in settings.adapters if has_tokenizer(path)]
     return own[0] if own else settings.base
 
 
