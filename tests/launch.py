@@ -1,9 +1,12 @@
 """A script run by several real processes, as a user starts it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,3 +58,17 @@ def launch(
         timeout=timeout,
         check=False,
     )
+
+
+def kill_at(
+    folder: str, command: list[str], env: Mapping[str, str] | None = None, timeout: float = 300
+) -> None:
+    """Start the command, and kill -9 it as soon as it has made the folder."""
+    process = subprocess.Popen(command, env=environment() if env is None else env)
+    deadline = time.monotonic() + timeout
+    while not Path(folder).is_dir() and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert Path(folder).is_dir(), f"no {folder} within {timeout} s"

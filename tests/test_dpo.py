@@ -3,14 +3,13 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from launch import kill_at
 from safetensors.torch import load_file, save_file
 
 from main.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -479,13 +478,7 @@ def test_a_killed_run_resumes_bit_equal(tiny_model_path, sft_adapter, loss_type)
     run(whole, **options)
     Path("script.py").write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, "script.py", json.dumps([arguments, options])]
-    process = subprocess.Popen(command, env=environment())
-    deadline = time.monotonic() + 120
-    while not Path("save_model/demo/Llama_5").is_dir() and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_at("save_model/demo/Llama_5", command)
     resumed = make_trainer(tiny_model_path, **changes)
     run(resumed, resume_from_checkpoint="auto", **options)
     for name, value in adapter(whole).items():

@@ -2,15 +2,13 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from launch import free_port, kill_at
 from peft import PeftModel
 from test_grpo import adapter, distance, early_tokens, make_trainer, own_folder, run
 from transformers import AutoModelForCausalLM
@@ -50,15 +48,8 @@ def test_a_killed_run_resumes_bit_equal(tiny_model_path):
     }
     whole = make_trainer(tiny_model_path, rows=6, output_dir="whole")
     results = list(run(whole, **options))
-    process = subprocess.Popen(
-        [sys.executable, *command(tiny_model_path, {"rows": 6}, options)], env=ENVIRONMENT
-    )
-    deadline = time.monotonic() + 240
-    while not Path("save_model/demo/Llama_8").is_dir() and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    arguments = command(tiny_model_path, {"rows": 6}, options)
+    kill_at("save_model/demo/Llama_8", [sys.executable, *arguments], ENVIRONMENT)
     resumed = make_trainer(tiny_model_path, rows=6)
     again = list(run(resumed, resume_from_checkpoint="auto", **options))
     assert distance(adapter(whole), adapter(resumed)) == 0
@@ -70,10 +61,7 @@ def test_a_killed_run_resumes_bit_equal(tiny_model_path):
 
 def two_processes(arguments: list[str]) -> list[str]:
     """What two ranks print, started as a launcher starts them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
               "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
     processes = [
         subprocess.Popen(

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -180,9 +181,9 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_auto_goes_on_bit_equal(tmp_path):
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
-    def twice():  # in this very thread: two that are under way to a process become one
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+    def twice():  # each is handled before its call returns: two under way become one
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
     stopped = Stopping(make_rows(12))
     stopped.at, stopped.how = 2, twice

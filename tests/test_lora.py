@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from launch import launch
+from launch import kill_at, launch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -224,13 +222,7 @@ def test_a_killed_run_resumes_bit_equal(tiny_model_path, accumulation):
         f"for _ in Trainer(**{arguments!r})(**{options!r}): pass\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    deadline = time.monotonic() + 120
-    while not Path("save_model/demo/Llama_4").is_dir() and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_at("save_model/demo/Llama_4", [sys.executable, "-c", code], environment)
     resumed = make_trainer(tiny_model_path, lora_dropout=0.2, batch_size=2)
     list(resumed(resume_from_checkpoint="auto", **options))
     for name, value in adapter(whole).items():

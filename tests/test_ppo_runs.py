@@ -2,14 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from launch import kill_at
 from ppo_support import QUICK, make_trainer, trained
 
 from main.trainer.ppo import Trainer
@@ -68,13 +67,7 @@ def test_a_killed_run_resumes_bit_equal(tiny_model_path, critic):
     whole = make_trainer(tiny_model_path, output_dir="whole", **changes)
     list(whole(**QUICK | options))
     command = [sys.executable, *write_script(arguments_of(tiny_model_path, **changes), options)]
-    process = subprocess.Popen(command, env=ENVIRONMENT)
-    deadline = time.monotonic() + 300
-    while not Path("save_model/demo/Llama_4").is_dir() and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_at("save_model/demo/Llama_4", command, ENVIRONMENT)
     assert Path("save_model/demo/Critic_4").is_dir()  # it stands before the checkpoint does
     resumed = make_trainer(tiny_model_path, **changes)
     list(resumed(**QUICK | options | {"resume_from_checkpoint": "auto"}))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -13,14 +12,14 @@ from pathlib import Path
 import pytest
 import requests
 import torch
+from launch import free_port
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
-from vllm_support import policy_on, save_tiny, scatter
+from vllm_support import policy_on, save_tiny, scatter, scored
 
 from main.errors import ConfigError, GenerationError
 from main.models import load_tokenizer
 from main.trainer import rollout_server
-from main.trainer.logprobs import LogprobModel, scoring
 from main.trainer.merged import merged_weights
 from main.trainer.rollout import HFSampler, SamplingOptions
 from main.trainer.rollout_server import Server, ServerSampler
@@ -28,12 +27,6 @@ from main.trainer.rollout_server import Server, ServerSampler
 PROMPTS = [[1, 5, 9], [1, 5, 9], [2, 7], [3] * 12]
 STOPS = (4, 11)
 START_SECONDS = 400
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +84,6 @@ def sampler(shared):
     scatter(shared.policy, seed=0)
     shared.options = SamplingOptions(max_completion_length=12)
     return shared
-
-
-def scored(policy, prompt, completion, temperature=1.0):
-    ids = torch.tensor([prompt + completion.ids])
-    mask = torch.arange(ids.shape[1])[None] >= len(prompt)
-    with scoring(policy):
-        return LogprobModel(policy)(ids, mask, temperature=temperature).logprobs
 
 
 @pytest.mark.vllm

@@ -5,11 +5,11 @@ One engine serves all tests; its policy gets other adapter weights from test to 
 
 import pytest
 import torch
-from vllm_support import ENGINE, policy_on, save_tiny, scatter
+from vllm_support import ENGINE, policy_on, save_tiny, scatter, scored
 
 from main.errors import ConfigError, GenerationError
 from main.models import LoraOptions, add_adapter
-from main.trainer.logprobs import LogprobModel, scoring
+from main.trainer.logprobs import scoring
 from main.trainer.rollout import HFSampler, SamplingOptions
 from main.trainer.rollout_adapter import AdapterFolder, check_plain_lora
 
@@ -41,13 +41,6 @@ def sampler(shared):
     shared.policy.train()
     shared.options = SamplingOptions(max_completion_length=12)
     return shared
-
-
-def scored(policy, prompt, completion, temperature=1.0):
-    ids = torch.tensor([prompt + completion.ids])
-    mask = torch.arange(ids.shape[1])[None] >= len(prompt)
-    with scoring(policy):
-        return LogprobModel(policy)(ids, mask, temperature=temperature).logprobs
 
 
 @pytest.mark.vllm

@@ -7,6 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from main.trainer.logprobs import LogprobModel, scoring
+from main.trainer.rollout import Completion
+
 ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28}
 
 
@@ -45,3 +48,13 @@ def scatter(model: Any, seed: int, std: float = 0.2) -> None:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=std, generator=generator)
+
+
+def scored(
+    policy: Any, prompt: list[int], completion: Completion, temperature: float = 1.0
+) -> torch.Tensor:
+    """(T,), what the trainer's own pass says of the completion's tokens."""
+    ids = torch.tensor([prompt + completion.ids])
+    mask = torch.arange(ids.shape[1])[None] >= len(prompt)
+    with scoring(policy):
+        return LogprobModel(policy)(ids, mask, temperature=temperature).logprobs
