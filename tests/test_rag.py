@@ -11,7 +11,7 @@ from main.errors import ConfigError, DataError, MissingFileError
 sys.path.insert(0, str(ROOT / "examples" / "rag"))
 
 POLICIES = ROOT / "examples" / "rag" / "policies.jsonl"
-QUESTION = "Until when may I send an item back?"
+QUESTION = "Until when can I return things?"
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Ask with retrieved knowledge: the nearest clue, if it is near enough, goes before the question.
 
     python examples/rag/index.py add examples/rag/policies.jsonl
-    python examples/rag/ask.py "Until when may I send something back?"
-    python examples/rag/ask.py "Until when may I send something back?" --threshold 0     # without
+    python examples/rag/ask.py "Until when can I return things?"
+    python examples/rag/ask.py "Until when can I return things?" --threshold 0     # without
 
 Prints which clue was used, the answer with it, and the answer without it.
 """
@@ -15,8 +15,7 @@ from main.predictor.hf import Predictor
 
 # Words of the prompt, by the language of the question.
 PROMPTS = {
-    "en": "<rag>Retrieved knowledge:\n{clue}</rag>\n"
-    "Answer the following question with the knowledge above.\n{question}",
+    "en": "Answer with the retrieved knowledge.\n<rag>{clue}</rag>\nQuestion: {question}",
     "zh": "<rag>检索到的知识：\n{clue}</rag>\n请根据以上知识回答下面的问题。\n{question}",
 }
 
