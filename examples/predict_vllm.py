@@ -1,6 +1,6 @@
 """Ask a model through vLLM: a batch, a stream, answers of a given form, several adapters.
 
-python examples/predict_vllm.py --peft_path save_model/quickstart/Llama_110
+python examples/predict_vllm.py --peft_path save_model/quickstart/Llama_150
 """
 
 import argparse

@@ -4,18 +4,18 @@ The blocks run in a folder of their own in which `models/SmolLM2-135M-Instruct` 
 model and each data file has eight rows; the Chinese README has the same blocks.
 """
 
+import builtins
 import io
-import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tokenize
 from pathlib import Path
 
 import pytest
+import small_project
 from conftest import ROOT
+
+from main import errors
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # Commands of the README that are not run here, and why.
@@ -26,8 +26,6 @@ NOT_RUN = {
     "accelerate launch": "two processes train in test_lora.py",
     "trl vllm-serve": "a server; started in the tests marked vllm where vLLM is installed",
     "tensorboard": "a server that does not end",
-    "main.utils.plot": "needs the plot extra; see test_plot.py",
-    "examples/rag": "needs the rag extra; see test_rag.py",
 }
 SUBSTITUTES = {"Llama_150": "Llama_2"}  # eight rows make fewer steps
 
@@ -54,30 +52,8 @@ def without_comments(language: str, code: str) -> list[str]:
 
 
 @pytest.fixture
-def sandbox(tmp_path, tiny_model_path, encoder_path, monkeypatch) -> Path:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models/SmolLM2-135M-Instruct").symlink_to(tiny_model_path)
-    (tmp_path / "models/all-MiniLM-L6-v2").symlink_to(encoder_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "data").mkdir()
-    for file in (ROOT / "data").iterdir():
-        if file.suffix == ".jsonl":
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:8]
-            (tmp_path / "data" / file.name).write_text("".join(lines), encoding="utf-8")
-        elif file.name.startswith("ticket_"):
-            rows = json.loads(file.read_text(encoding="utf-8"))[:8]
-            (tmp_path / "data" / file.name).write_text(json.dumps(rows), encoding="utf-8")
-    (tmp_path / "data/present.json").write_text((ROOT / "data/present.json").read_text("utf-8"))
-    return tmp_path
-
-
-def run(command: list[str], folder: Path) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    return done.stdout
+def sandbox(tmp_path, tiny_model_path, encoder_path) -> Path:
+    return small_project.make(tmp_path, tiny_model_path, encoder_path)
 
 
 def test_both_readmes_show_the_same_code():
@@ -88,13 +64,26 @@ def test_both_readmes_show_the_same_code():
     ]
 
 
+def test_every_error_has_its_line_and_every_line_its_error():
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    lines = dict(re.findall(r"^\| `(\w+)` \(`(\w+)`\) \|", page, re.MULTILINE))
+    classes = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.MainError)
+    }
+    assert set(lines) == set(classes) - {"MainError"}
+    for name, standard in lines.items():
+        assert issubclass(classes[name], getattr(builtins, standard))
+
+
 @pytest.mark.slow
 def test_every_block_of_the_readme_runs(sandbox):
     found = blocks("README.md")
     python = [code for language, code in found if language == "python"]
     (sandbox / "blocks").write_text("\0".join(python), encoding="utf-8")
     (sandbox / "runner.py").write_text(RUNNER, encoding="utf-8")
-    printed = run([sys.executable, "runner.py", "blocks"], sandbox)
+    printed = small_project.run(["runner.py", "blocks"], sandbox)
     assert printed.count("BLOCK") == len(python) >= 5
     commands = [
         line for language, code in found if language == "bash" for line in code.splitlines()
@@ -107,4 +96,4 @@ def test_every_block_of_the_readme_runs(sandbox):
             command = command.replace(name, substitute)
         words = shlex.split(command)
         assert words[0] == "python", f"{line!r} is neither run nor listed in NOT_RUN"
-        run([sys.executable, *words[1:]], sandbox)
+        small_project.run(words[1:], sandbox)
