@@ -5,10 +5,12 @@
 LoRA r=8 on all linear layers, 8 completions a prompt, exactly `--tokens` tokens each (end tokens do
 not end them), float32, no gradient checkpointing, beta 0, the same prompts on both sides.
 Seconds are those of the training alone: generation, rewards and updates; benchmarks/paired.py tells
-how they are measured.
+how they are measured. Where vLLM is installed a third side draws with it in the same process: its
+start is not counted, and of its engine only wall time: CPU time and memory are another process's.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 from pathlib import Path
@@ -24,10 +26,10 @@ def reward_half(completion_ids: list[list[int]], **columns: Any) -> list[float]:
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
 
-def run_ours(options: argparse.Namespace) -> dict[str, Any]:
+def run_ours(options: argparse.Namespace, **drawing: Any) -> dict[str, Any]:
     trainer = our_trainer(options)
-    started = usage()
     (result,) = trainer(
+        **drawing,
         reward_func=reward_half,
         per_device_train_batch_size=GROUP * options.prompts,
         num_generations=GROUP,
@@ -39,7 +41,7 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
         save_strategy="no",
         report_to="none",
     )
-    measured = usage(started)
+    measured = usage(trainer.started)
     assert result.step == options.steps
     return measured | {"completion_length": result.train["completion_length"]}
 
@@ -94,6 +96,10 @@ def our_trainer(options: argparse.Namespace) -> Any:
         def stop_ids(self) -> list[int]:
             return []
 
+        def open(self, device: Any) -> None:
+            super().open(device)
+            self.started = usage()  # an engine's start is not a step's time
+
     return Endless(
         from_pretrained=options.model,
         data_path={"train": "rows.jsonl"},
@@ -120,10 +126,13 @@ def select(options: argparse.Namespace, target: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    sides = {"ours": run_ours, "trl": run_trl}
+    if importlib.util.find_spec("vllm"):
+        sides["ours_vllm"] = lambda o: run_ours(o, use_vllm=True, vllm_mode="colocate")
     compare(
         __file__,
         __doc__,
-        {"ours": run_ours, "trl": run_trl},
+        sides,
         select,
         data="data/ticket_en_grpo_train.jsonl",
         numbers={"steps": 2, "prompts": 2, "tokens": 48},

@@ -1,6 +1,6 @@
 """Does PPO learn? Held-out reward before and after, in the guide's offline and online form.
 
-    python benchmarks/ppo.py [--rows 240] [--dev 50] [--sft <adapter>]
+    python benchmarks/ppo.py [--rows 300] [--epochs 4] [--dev 50] [--sft <adapter>]
 
 Both forms start from the same SFT adapter (10 optimizer steps unless `--sft` names one) and see the
 same rows of ticket_en_rlhf; the reward is the guide's similarity to gold and bad answers. Greedy
@@ -25,7 +25,7 @@ from main.trainer.records import Means
 
 RESULTS = Path(__file__).parent / "results" / "ppo.json"
 SFT_STEPS = 10
-SETTINGS = ("rows", "dev", "batch_size", "lr")
+SETTINGS = ("rows", "epochs", "dev", "batch_size", "accumulation", "lr", "critic")
 FORMS = {"online": 1.0, "offline": -1.0}
 
 
@@ -34,10 +34,13 @@ def main() -> None:
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--encoder", default="models/all-MiniLM-L6-v2")
     parser.add_argument("--sft", help="an adapter to start from")
-    parser.add_argument("--rows", type=int, default=240)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=10)
+    parser.add_argument("--accumulation", type=int, default=6, help="batches of a draw")
     parser.add_argument("--dev", type=int, default=50)
-    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--critic", default="head", choices=["head", "detached", "adapter"])
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,28 +86,33 @@ def measure(
         loader_name="LLM_RLHF",
         data_path=data,
         max_length=256,
+        critic=arguments.critic,
         batch_size=arguments.batch_size,
         batch_size_eval=25,
         task_name=form,
         output_dir=folder,
     )
     run = trainer(
-        num_epochs=1,
+        num_epochs=arguments.epochs,
         lr=arguments.lr,
+        gradient_accumulation_steps=arguments.accumulation,
         ppo_epochs=3,
         ppo_epsilon=0.15,
         max_completion_length=32,
         report_to="none",
         save_strategy="no",
-        logging_steps=3,
+        logging_steps=1,
     )
     began, cpu = time.perf_counter(), time.process_time()
     before = evaluate(trainer)
     print(form, "before", before, flush=True)
-    result = list(run)[-1]
-    print(form, "after", result.eval, flush=True)
+    for result in run:
+        print(form, "epoch", result.epoch, result.eval, flush=True)
     print(Path(folder, "data_record", form, "train.csv").read_text(encoding="utf-8"), flush=True)
-    print(Path(folder, "data_record", form, "samples_1.md").read_text(encoding="utf-8"), flush=True)
+    print(
+        Path(folder, "data_record", form, f"samples_{result.epoch}.md").read_text(encoding="utf-8"),
+        flush=True,
+    )
     return {
         "before": before,
         "after": result.eval,
