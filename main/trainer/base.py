@@ -20,6 +20,7 @@ from main.models import (
     stop_token_ids,
 )
 from main.options import parse, raise_all
+from main.trainer import layout, tensor_parallel
 from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
 from main.trainer.engine import launch_problems
 from main.trainer.logprobs import LogprobModel
@@ -65,6 +66,8 @@ class BaseTrainer(Task):
         where = f"{type(self).__module__.rsplit('.', 1)[-1]}.Trainer"
         self.setup = setup = parse(self.setup_class, arguments, f"{where}()", self.setup_aliases)
         raise_all(self._problems(setup))
+        self.layout = layout.take_over(self.generates)
+        raise_all(layout.problems(setup, self.layout))
         files = resolve(setup.data_path, setup.data_present_path)
         self.tokenizer = setup.tokenizer or load_tokenizer(
             setup.from_pretrained, trust_remote_code=setup.trust_remote_code
@@ -133,12 +136,14 @@ class BaseTrainer(Task):
             setup.from_pretrained,
             config=setup.config,
             dtype=setup.dtype,
-            # DeepSpeed moves what a device is to hold; the whole may not fit.
-            device="cpu" if uses_deepspeed() else setup.device,
+            # The engine moves what a device is to hold; the whole may not fit.
+            device="cpu" if uses_deepspeed() or self.layout.is_shared else setup.device,
             quantization=setup.quantization,
             attn_implementation=setup.attn_implementation,
             trust_remote_code=setup.trust_remote_code,
         )
+        if self.layout.tensor > 1:
+            raise_all(tensor_parallel.problems(base, self.layout.tensor))
         if setup.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         if setup.resume_path is not None:

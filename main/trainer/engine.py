@@ -10,16 +10,16 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from main.errors import CheckpointError, ConfigError, MissingExtraError, TrainingError
-from main.trainer import ds_config
+from main.trainer import ds_config, layout
 from main.trainer.arguments import LoopOptions
 from main.trainer.task import Task
-from main.utils.processes import gather_objects, join, launched, place, uses_deepspeed
+from main.utils.processes import gather_objects, join, launched, place, share, uses_deepspeed
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,15 @@ log = logging.getLogger(__name__)
 class Engine:
     """One process, or several with a whole copy of the model each (DDP).
 
+    kind_of_state: engines of one kind can go on from each other's checkpoints.
+
     Args:
         accelerator: what prepared the model and the optimizer.
         model: prepared.
         optimizer: prepared.
     """
+
+    kind_of_state: ClassVar[str] = "Engine"
 
     def __init__(self, accelerator: Any, model: nn.Module, optimizer: Any):
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
@@ -92,6 +96,8 @@ class DeepSpeed(Engine):
 
     The optimizer's step is part of the last backward pass of a step.
     """
+
+    kind_of_state = "DeepSpeed"
 
     def passing(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
@@ -156,7 +162,6 @@ class DeepSpeed(Engine):
 
 # Switches of `accelerate launch` whose checkpoints the loop could not write whole.
 _UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism config",
 }
@@ -174,6 +179,7 @@ def launch_problems(generates: bool) -> list[str]:
         for switch, name in _UNSUPPORTED.items()
         if os.environ.get(switch, "false").lower() == "true"
     ]
+    found += layout.launch_problems(generates)
     return found + (ds_config.check(generates) if uses_deepspeed() else [])
 
 
@@ -187,6 +193,10 @@ def make_accelerator(options: LoopOptions, task: Task, output_dir: Path) -> Any:
     if uses_deepspeed():
         on_cpu = join().device.type == "cpu"
         settings = {"deepspeed_plugin": _plugin(options, task, on_cpu)}
+    elif layout.current().is_shared:
+        on_cpu = join().device.type == "cpu"  # the model waits in the CPU's memory
+        settings = {"cpu": on_cpu}
+        _agree_on_layout(options, task)
     elif launched():
         join()
     elif os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ:
@@ -224,22 +234,43 @@ def _plugin(options: LoopOptions, task: Task, on_cpu: bool) -> Any:
             "(fp16 skips by itself). Use non_finite='stop'."
         )
     file = ds_config.read()
-    config = ds_config.agree(
-        DeepSpeedPlugin().deepspeed_config if file is None else file,
-        ds_config.Agreed(
-            task.batch_size,
-            options.gradient_accumulation_steps,
-            place().size,
-            options.max_grad_norm,
-            options.bf16,
-            options.fp16,
-        ),
-    )
+    config = _agreed(DeepSpeedPlugin().deepspeed_config if file is None else file, options, task)
     if config["fp16"]["enabled"] and on_cpu:
         log.warning("fp16 needs a GPU: training in float32 on this CPU.")
         config["fp16"]["enabled"] = False
     options.bf16, options.fp16 = (config[kind]["enabled"] for kind in ("bf16", "fp16"))
     return DeepSpeedPlugin(hf_ds_config=config)
+
+
+def _agree_on_layout(options: LoopOptions, task: Task) -> None:
+    """Take the precision of a file that asks for tensor parallelism.
+
+    Raises:
+        ConfigError: file and trainer disagree; fp16, whose scale split gradients cannot share.
+    """
+    if layout.current().tensor == 1:
+        return
+    config = _agreed(ds_config.read() or {}, options, task)
+    options.bf16, options.fp16 = (config[kind]["enabled"] for kind in ("bf16", "fp16"))
+    if options.fp16:
+        raise ConfigError(
+            "fp16 does not go with tensor parallelism: its loss scale would have to follow the "
+            "gradients of every process. Use bf16."
+        )
+
+
+def _agreed(config: dict[str, Any], options: LoopOptions, task: Task) -> dict[str, Any]:
+    return ds_config.agree(
+        config,
+        ds_config.Agreed(
+            task.batch_size,
+            options.gradient_accumulation_steps,
+            share().size,
+            options.max_grad_norm,
+            options.bf16,
+            options.fp16,
+        ),
+    )
 
 
 def make_engine(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
@@ -255,6 +286,10 @@ def make_engine(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optim
             "this trainer's weights are still shared out by its last run under ZeRO-3. Make a new "
             "Trainer, with resume_path to go on from the adapter."
         )
+    if layout.current().is_shared:
+        from main.trainer.sharded import Sharded
+
+        return Sharded(accelerator, model, optimizer, layout.current())
     kind = DeepSpeed if accelerator.distributed_type == DistributedType.DEEPSPEED else Engine
     return kind(accelerator, *accelerator.prepare(model, optimizer))
 
