@@ -83,6 +83,10 @@ class Sharded(Engine):
 
     @contextmanager
     def whole(self, write: bool = False) -> Iterator[None]:
+        # Reading a state dict gives lent weights back; where it is not read they must not stay.
+        for module in self.model.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()  # type: ignore[operator]
         parts = []
         for module in self.model.modules():
             for name, parameter in module.named_parameters(recurse=False):
