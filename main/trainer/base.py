@@ -66,7 +66,7 @@ class BaseTrainer(Task):
         where = f"{type(self).__module__.rsplit('.', 1)[-1]}.Trainer"
         self.setup = setup = parse(self.setup_class, arguments, f"{where}()", self.setup_aliases)
         raise_all(self._problems(setup))
-        self.layout = layout.take_over(self.generates)
+        self.layout = layout.take_over()
         raise_all(layout.problems(setup, self.layout))
         files = resolve(setup.data_path, setup.data_present_path)
         self.tokenizer = setup.tokenizer or load_tokenizer(

@@ -74,6 +74,10 @@ class Engine:
         """Inside, every process has the trainable parameters as a whole; `write` keeps changes."""
         return nullcontext()
 
+    def at_hand(self) -> AbstractContextManager[None]:
+        """Inside, all weights are whole on every process, and none waits for another's pass."""
+        return nullcontext()
+
     def state(self) -> list[Any]:
         """The optimizer's state; under DeepSpeed a part for each process."""
         scaler = self.accelerator.scaler
@@ -179,7 +183,7 @@ def launch_problems(generates: bool) -> list[str]:
         for switch, name in _UNSUPPORTED.items()
         if os.environ.get(switch, "false").lower() == "true"
     ]
-    found += layout.launch_problems(generates)
+    found += layout.launch_problems()
     return found + (ds_config.check(generates) if uses_deepspeed() else [])
 
 
@@ -277,14 +281,15 @@ def make_engine(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optim
     """Prepare model and optimizer for the set-up that the processes were launched with.
 
     Raises:
-        TrainingError: a model that ZeRO-3 has sharded in an earlier run.
+        TrainingError: a model that an earlier run has shared out.
     """
     from accelerate import DistributedType
+    from torch.distributed.tensor import DTensor
 
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    if any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters()):
         raise TrainingError(
-            "this trainer's weights are still shared out by its last run under ZeRO-3. Make a new "
-            "Trainer, with resume_path to go on from the adapter."
+            "this trainer's weights are still shared out by its last run. Make a new Trainer, with "
+            "resume_path to go on from the adapter."
         )
     if layout.current().is_shared:
         from main.trainer.sharded import Sharded

@@ -47,12 +47,8 @@ def current() -> Layout:
     return _current
 
 
-def launch_problems(generates: bool) -> list[str]:
-    """One sentence for everything in accelerate's FSDP settings that cannot work here.
-
-    Args:
-        generates: the method draws completions while it trains.
-    """
+def launch_problems() -> list[str]:
+    """One sentence for everything in accelerate's FSDP settings that cannot work here."""
     if not _on(_FSDP):
         return []
     found = []
@@ -71,45 +67,35 @@ def launch_problems(generates: bool) -> list[str]:
             "FSDP's activation checkpointing is not used here. Switch it off, and give the trainer "
             "gradient_checkpointing=True."
         )
-    if generates:
-        found.append(
-            "FSDP shares the weights out, and processes that draw completions of unequal length "
-            "would wait for each other for ever. PPO and GRPO take DDP, DeepSpeed's stage 2 or "
-            "tensor parallelism (ds_config.json)."
-        )
     if launched_size() == 1:
         found.append("FSDP shares weights out over processes, and there is one (--num_processes).")
     return found
 
 
-def take_over(generates: bool) -> Layout:
-    """Read the launcher's wishes, once a process, and turn its own switches off.
-
-    Args:
-        generates: the method draws completions while it trains.
-    """
+def take_over() -> Layout:
+    """Read the launcher's wishes, once a process, and turn its own switches off."""
     global _current
     if _on(_FSDP):
         _current = _of_accelerate()
     elif uses_deepspeed() and ds_config.tensor_size() > 1:
-        _current = _of_file(generates)
+        _current = _of_file()
     else:
         return _current
     os.environ[_FSDP] = os.environ[_DEEPSPEED] = "false"
     split_model(_current.tensor)
     if place().is_main:
-        log.warning("%s", _in_words(_current, generates))
+        log.warning("%s", _in_words(_current))
     return _current
 
 
-def _of_file(generates: bool) -> Layout:
+def _of_file() -> Layout:
     """Stage 3 shares out over the copies what tensor parallelism leaves; with one there is none."""
     config = ds_config.read() or {}
     zero, size = config.get("zero_optimization", {}), ds_config.tensor_size()
-    several = launched_size() > size
+    copies = launched_size() // size
     return Layout(
         tensor=size,
-        full=zero.get("stage", 0) == 3 and several and not generates,
+        full=zero.get("stage", 0) == 3 and copies > 1,
         offload=zero.get("offload_param", {}).get("device", "none") == "cpu",
     )
 
@@ -124,7 +110,7 @@ def _of_accelerate() -> Layout:
     )
 
 
-def _in_words(layout: Layout, generates: bool) -> str:
+def _in_words(layout: Layout) -> str:
     """What was made of the launcher's wishes."""
     if layout.tensor == 1:
         return (
@@ -141,11 +127,6 @@ def _in_words(layout: Layout, generates: bool) -> str:
     )
     if layout.full:
         return f"{text} Stage 3: FSDP2 shares the frozen weights out over the copies."
-    if ds_config.stage() == 3 and generates and copies > 1:
-        return (
-            f"{text} Stage 3: processes that draw completions of unequal length would wait for "
-            "each other's weights, so each copy is kept whole."
-        )
     return text
 
 

@@ -385,7 +385,7 @@ class Loop:
         optimizer = _optimizer(self.task.model, options)
         self.task.model.train()
         self.engine = make_engine(self.accelerator, self.task.model, optimizer)
-        self.task.model = self.engine.model
+        self.task.model, self.task.at_hand = self.engine.model, self.engine.at_hand
         self._closers.append(self._release)
         self._closers.append(self.task.close)
         self.task.open(self.accelerator.device)
@@ -429,7 +429,7 @@ class Loop:
         from accelerate.state import AcceleratorState
 
         self.task.model = self.engine.close()
-        del self.engine
+        del self.task.at_hand, self.engine
         self.accelerator.free_memory()
         AcceleratorState._reset_state()  # the next trainer may want another precision
 

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from main.trainer.engine import Engine
 from main.trainer.layout import Layout
+from main.trainer.logprobs import scoring
 from main.trainer.tensor_parallel import is_split, joined, local_part, part_like, split
 from main.utils.processes import place
 
@@ -36,7 +38,7 @@ class Sharded(Engine):
     ):
         self.mesh = _mesh(accelerator.device, layout)
         before = _trainable(model)
-        if layout.tensor > 1 and not any(map(is_split, model.parameters())):
+        if layout.tensor > 1:
             split(model, model.causal_lm(), self.mesh["split"])
         if layout.full:
             _lend(model, self.mesh["copies"], layout)
@@ -47,6 +49,9 @@ class Sharded(Engine):
         # 'evaluation': no DDP around it.
         prepared = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         super().__init__(accelerator, prepared, accelerator.prepare_optimizer(optimizer))
+        self.layout, self.units = layout, [m for m in model.modules() if isinstance(m, FSDPModule)]
+        if self.units:
+            _first_pass(prepared, accelerator.device)
 
     def passing(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
@@ -83,10 +88,8 @@ class Sharded(Engine):
 
     @contextmanager
     def whole(self, write: bool = False) -> Iterator[None]:
-        # Reading a state dict gives lent weights back; where it is not read they must not stay.
-        for module in self.model.modules():
-            if hasattr(module, "reshard"):
-                module.reshard()  # type: ignore[operator]
+        for unit in self.units:  # as reading a state dict does, where one is read
+            unit.reshard()
         parts = []
         for module in self.model.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -102,6 +105,18 @@ class Sharded(Engine):
                 module._parameters[name] = parameter
                 if write:
                     local_part(parameter.detach()).copy_(local_part(part_like(changed, parameter)))
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        for unit in self.units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in self.units:
+                unit.set_reshard_after_forward(self.layout.reshard, recurse=False)
+                unit.reshard()
 
     def state(self) -> list[Any]:
         (part,) = super().state()
@@ -135,10 +150,8 @@ def _lend(model: Any, mesh: Any, layout: Layout) -> None:
 
     Weights of another dtype than the model's stay where they are, with those that are trained.
     """
-    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-    if isinstance(model, FSDPModule):
-        return
     offload = CPUOffloadPolicy() if layout.offload and mesh.device_type != "cpu" else None
     how = {
         "mesh": mesh,
@@ -151,6 +164,13 @@ def _lend(model: Any, mesh: Any, layout: Layout) -> None:
         if type(module).__name__ in units:
             fully_shard(module, reshard_after_forward=layout.reshard, **how)
     fully_shard(model, **how)
+
+
+def _first_pass(model: nn.Module, device: torch.device) -> None:
+    """The module that passes first is the one that lends; completions are drawn by a part of it."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+    with scoring(model):
+        model(input_ids=ids, loss_mask=torch.arange(2, device=device)[None] > 0)
 
 
 def _kept(model: Any) -> list[nn.Parameter]:
