@@ -59,7 +59,6 @@ def test_the_file_may_switch_on_a_precision_but_not_off():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tensor_model_parallel_size": 2}, "DeepSpeed reads no such key"),
         ({"pipeline_model_parallel_size": 2}, "pipelines are not supported"),
         ({"gradient_acumulation_steps": 2}, "Did you mean 'gradient_accumulation_steps'"),
         ({"optimizer": {"type": "Adam"}}, "come from the trainer's lr"),
@@ -74,9 +73,9 @@ def test_a_key_that_nobody_reads_is_refused(change, message, tmp_path, monkeypat
 
 
 def test_a_way_of_sharding_that_is_not_supported_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
     (problem,) = launch_problems(generates=False)
-    assert problem.startswith("FSDP is not supported") and "ZeRO stage 3" in problem
+    assert problem.startswith("Megatron-LM is not supported") and "ZeRO stage 3" in problem
 
 
 def test_methods_that_generate_are_refused_under_stage_3(monkeypatch):
