@@ -53,7 +53,6 @@ class BaseTrainer(Task):
     setup_aliases: ClassVar[Mapping[str, str]] = SETUP_ALIASES
     loop_aliases: ClassVar[Mapping[str, str]] = LOOP_ALIASES
     loaders: ClassVar[tuple[str, ...]]  # row formats that the method can train on
-    generates: ClassVar[bool] = False  # the method draws completions while it trains
     takes_images: ClassVar[bool] = False  # whether its batches carry pixels
 
     def __init_subclass__(cls) -> None:
@@ -98,7 +97,7 @@ class BaseTrainer(Task):
 
     def _problems(self, setup: SetupOptions) -> list[str]:
         if setup.loader_name in self.loaders:
-            return launch_problems(self.generates)
+            return launch_problems()
         get_loader(setup.loader_name)  # an unknown name has an error of its own
         return [
             f"loader_name={setup.loader_name!r} does not fit this trainer: "

@@ -89,33 +89,16 @@ def problems(config: dict[str, Any]) -> list[str]:
     return found
 
 
-def check(generates: bool) -> list[str]:
-    """Problems of the settings that this process was launched with.
-
-    Args:
-        generates: the method draws completions while it trains.
-    """
+def check() -> list[str]:
+    """Problems of the settings that this process was launched with."""
     config = read()
     found = problems(config) if config else []
-    if generates and stage() == 3 and tensor_size() == 1:
-        found.append(
-            "ZeRO stage 3 shares the weights out, and processes that draw completions of unequal "
-            "length would wait for each other for ever. PPO and GRPO take stage 2 or less."
-        )
     return [f"DeepSpeed config: {text}" for text in found]
 
 
 def tensor_size() -> int:
     """Processes that are to split the model's matrices; 1 without a file."""
     return (read() or {}).get("tensor_model_parallel_size", 1)
-
-
-def stage() -> int:
-    """ZeRO's, of the file or of the command line."""
-    config = read()
-    if config is None:
-        return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-    return config.get("zero_optimization", {}).get("stage", 0)
 
 
 def agree(config: dict[str, Any], given: Agreed) -> dict[str, Any]:

@@ -140,6 +140,14 @@ class DeepSpeed(Engine):
         with GatheredParameters(parameters, modifier_rank=0 if write else None):
             yield
 
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        parameters = [p for p in self.model.parameters() if hasattr(p, "ds_id")]
+        with GatheredParameters(parameters), _without_hooks(self.model, "deepspeed"):
+            yield
+
     def state(self) -> list[Any]:
         state = self.zero.state_dict()
         plain = {name: _plain(value) for name, value in state.items() if _is_plain(value)}
@@ -171,12 +179,8 @@ _UNSUPPORTED = {
 }
 
 
-def launch_problems(generates: bool) -> list[str]:
-    """One sentence for everything in how this process was launched that cannot work.
-
-    Args:
-        generates: the method draws completions while it trains.
-    """
+def launch_problems() -> list[str]:
+    """One sentence for everything in how this process was launched that cannot work."""
     found = [
         f"{name} is not supported. Launch several processes with a whole model each (DDP), or "
         "share the weights out with DeepSpeed ZeRO stage 3 (ds_config.json)."
@@ -184,7 +188,7 @@ def launch_problems(generates: bool) -> list[str]:
         if os.environ.get(switch, "false").lower() == "true"
     ]
     found += layout.launch_problems()
-    return found + (ds_config.check(generates) if uses_deepspeed() else [])
+    return found + (ds_config.check() if uses_deepspeed() else [])
 
 
 def make_accelerator(options: LoopOptions, task: Task, output_dir: Path) -> Any:
@@ -284,9 +288,8 @@ def make_engine(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optim
         TrainingError: a model that an earlier run has shared out.
     """
     from accelerate import DistributedType
-    from torch.distributed.tensor import DTensor
 
-    if any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters()):
+    if is_shared_out(model):
         raise TrainingError(
             "this trainer's weights are still shared out by its last run. Make a new Trainer, with "
             "resume_path to go on from the adapter."
@@ -297,6 +300,31 @@ def make_engine(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optim
         return Sharded(accelerator, model, optimizer, layout.current())
     kind = DeepSpeed if accelerator.distributed_type == DistributedType.DEEPSPEED else Engine
     return kind(accelerator, *accelerator.prepare(model, optimizer))
+
+
+def is_shared_out(model: nn.Module) -> bool:
+    """Whether some of the weights lie in parts on several processes."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+
+
+@contextmanager
+def _without_hooks(model: nn.Module, package: str) -> Iterator[None]:
+    """Modules compute without what `package` does before and after: it would free their weights."""
+    kept = []
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            kept.append((hooks, dict(hooks)))
+            for number, hook in kept[-1][1].items():
+                if hook.__module__.startswith(package):
+                    del hooks[number]
+    try:
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.clear()
+            hooks.update(before)
 
 
 def _is_plain(value: Any) -> bool:

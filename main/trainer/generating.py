@@ -8,6 +8,7 @@ from torch import nn
 
 from main.errors import ConfigError
 from main.trainer.base import BaseTrainer
+from main.trainer.engine import is_shared_out
 from main.trainer.rollout import Completion, Sampler
 from main.trainer.samplers import make_sampler
 from main.trainer.task import Row
@@ -17,16 +18,15 @@ from main.utils.processes import together
 class GeneratingTrainer(BaseTrainer):
     """A sampler lives from `open` to `close`; an error in it ends all processes."""
 
-    generates = True
     options: Any
     sampler: Sampler | None = None
 
     def open(self, device: torch.device) -> None:
-        if self.options.use_vllm and self.layout.is_shared:
+        if self.options.use_vllm and is_shared_out(self.model):
             raise ConfigError(
                 "use_vllm=True needs a whole copy of the policy in each process, and the launcher "
-                "shares it out (tensor parallelism or FSDP). Draw with use_vllm=False, or launch "
-                "without sharing it out."
+                "shares it out (ZeRO stage 3, FSDP or tensor parallelism). Draw with "
+                "use_vllm=False, or launch with a whole copy each (DDP, or stage 2)."
             )
         base = self.setup.from_pretrained
         self.sampler = together(
