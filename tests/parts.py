@@ -2,8 +2,9 @@
 
     parts.py '{"family": "llama", "tensor": 2, "full": false, ...}' ...
 
-The first process prints a line for each: the differences of loss and adapter gradients, the share
-of the frozen weights that lies here, and whether the adapters are alike on all processes.
+The first process prints a line for each: the differences of loss, adapter gradients and logits
+while weights are at hand, the share of the frozen weights that lies here, and whether the adapters
+are alike on all processes.
 """
 
 import copy
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig, Qwen3Conf
 
 from main.adapters import LoraOptions, add_adapter
 from main.trainer.layout import Layout
-from main.trainer.logprobs import LogprobModel
+from main.trainer.logprobs import LogprobModel, scoring
 from main.trainer.sharded import Sharded
 from main.trainer.tensor_parallel import local_part
 from main.utils.processes import gather_objects, join
@@ -56,6 +57,16 @@ def loss_of(model: Any, size: int, seed: int) -> torch.Tensor:
     return -model(ids, mask).logprobs.sum() * size / 100
 
 
+def difference_at_hand(engine: Sharded, whole: Any, passes: int) -> float:
+    """Of the policy's logits, where copies make unequal numbers of passes, as in drawing."""
+    ids = torch.arange(1, 13)[None]
+    with engine.at_hand(), scoring(engine.model):
+        for _ in range(passes):
+            found = engine.model.model(input_ids=ids).logits
+    with scoring(whole):
+        return float((whole.model(input_ids=ids).logits - found).abs().max())
+
+
 def compare(
     family: str = "llama",
     tied: bool = False,
@@ -74,6 +85,7 @@ def compare(
     expected = sum(loss_of(whole, 1, seed) for seed in range(copies))
     expected.backward()
     rank = dist.get_rank() // plan.tensor
+    drawn = difference_at_hand(engine, whole, passes=1 + 2 * rank)
     loss = loss_of(engine.model, copies, rank)
     engine.backward(loss, last=True)
     norm = float(torch.stack([p.grad.norm() for p in whole.parameters() if p.requires_grad]).norm())
@@ -87,6 +99,7 @@ def compare(
     assert set(right) == set(gradients)
     frozen = [p for p in engine.model.parameters() if not p.requires_grad]
     return {
+        "drawn": max(gather_objects(drawn)),
         "loss": abs(mean - expected.item()),
         "gradient": max(float((right[n] - gradients[n]).abs().max()) for n in right),
         "largest": max(float(g.abs().max()) for g in right.values()),

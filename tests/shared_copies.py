@@ -68,7 +68,7 @@ def parts(processes: int, *layouts: dict[str, Any]) -> list[dict[str, Any]]:
 
 def check_parts(found: dict[str, Any], here: float, where: object) -> None:
     """here: the most of the frozen weights that may lie in one process."""
-    assert found["loss"] < 1e-6, where
+    assert found["loss"] < 1e-6 and found["drawn"] < 1e-5, where
     assert found["gradient"] < 1e-5 * max(1.0, found["largest"]), where
     assert found["largest"] > 1e-2 and found["norm"] < 1e-5, where
     assert found["here"] <= here and found["alike"], where

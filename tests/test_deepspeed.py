@@ -9,6 +9,7 @@ from pathlib import Path
 
 import four
 import pytest
+import shared_copies
 import torch
 from launch import ROOT, environment, free_port
 from safetensors.torch import load_file
@@ -87,29 +88,53 @@ use_cpu: false
 """
 
 
-def launched(stage: int, *runs: dict) -> subprocess.CompletedProcess[str]:
-    """tests/four.py by `accelerate launch`, as the guide's section on DeepSpeed has it."""
+# tests/four.py where the second process makes more passes than the first whenever it draws.
+UNEVEN = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import four, torch
+from main.trainer.logprobs import scoring
+from main.trainer.rollout import HFSampler
+from main.utils.processes import place
+
+def sample(sampler, *arguments):
+    with scoring(sampler.policy):
+        for _ in range(3 * place().rank):
+            sampler.policy(input_ids=torch.arange(5)[None])
+    return draw(sampler, *arguments)
+
+draw, HFSampler.sample = HFSampler.sample, sample
+four.main()
+"""
+
+
+def launched(stage: int, *runs: dict, **changes: int) -> subprocess.CompletedProcess[str]:
+    """The trainers by `accelerate launch`, as the guide's section on DeepSpeed has it."""
     # Without a threshold of 0 the weights of a model this small would not be shared out.
     zero = SHIPPED["zero_optimization"] | {"stage": stage, "stage3_param_persistence_threshold": 0}
-    config = SHIPPED | {"zero_optimization": zero}
+    config = SHIPPED | {"zero_optimization": zero} | changes
+    Path("uneven.py").write_text(UNEVEN)
     Path("ds_config.json").write_text(json.dumps(config))
     Path("accelerate.yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", "accelerate.yaml", "--main_process_port", str(free_port())]
     bin_of_ninja = str(Path(sys.executable).parent)
     return subprocess.run(
-        [*command, str(ROOT / "tests" / "four.py"), *map(json.dumps, runs)],
+        [*command, "uneven.py", *map(json.dumps, runs)],
         env=environment()
         | {"DS_ACCELERATOR": "cpu", "PATH": f"{bin_of_ninja}:{os.environ['PATH']}"},
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.distributed
-@pytest.mark.skipif(
+needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
     reason="deepspeed is not installed: make install-deepspeed",
 )
+
+
+@pytest.mark.distributed
+@needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero_trains_as_one_process_does_and_resumes_exactly(
     tiny_model_path, tmp_path, monkeypatch, stage
@@ -145,3 +170,17 @@ def test_zero_trains_as_one_process_does_and_resumes_exactly(
     )
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+@pytest.mark.distributed
+@needs_deepspeed
+def test_the_launch_of_the_guide_splits_the_model_when_its_file_says_so(
+    tiny_model_path, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    four.write_data(tmp_path)
+    expected = shared_copies.one_process(tiny_model_path, ["lora"])
+    runs = map(json.loads, shared_copies.runs(tiny_model_path, 1, expected))
+    done = launched(3, *runs, tensor_model_parallel_size=2)
+    shared_copies.check(done, expected)
+    assert done.stderr.count("splits the matrices over 2 neighbouring processes") == 1

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from main.errors import ConfigError
 from main.trainer.engine import Engine
 from main.trainer.layout import Layout
 from main.trainer.logprobs import scoring
@@ -158,12 +159,26 @@ def _lend(model: Any, mesh: Any, layout: Layout) -> None:
         "ignored_params": set(_kept(model)),
         "offload_policy": offload or OffloadPolicy(),
     }
-    causal_lm = model.causal_lm()
-    units = set(layout.units or causal_lm._no_split_modules or ())
-    for module in list(causal_lm.modules()):
-        if type(module).__name__ in units:
-            fully_shard(module, reshard_after_forward=layout.reshard, **how)
+    for unit in _units(model.causal_lm(), layout.units):
+        fully_shard(unit, reshard_after_forward=layout.reshard, **how)
     fully_shard(model, **how)
+
+
+def _units(causal_lm: Any, names: tuple[str, ...] | None) -> list[nn.Module]:
+    """Decoder layers. A vision tower is none: rows without images would not enter it.
+
+    Raises:
+        ConfigError: the model has no layer of these class names.
+    """
+    wanted = set(names or causal_lm._no_split_modules or ())
+    found = [m for m in causal_lm.get_decoder().modules() if type(m).__name__ in wanted]
+    if not found:
+        kinds = sorted({type(m).__name__ for m in causal_lm.modules() if len(list(m.children()))})
+        raise ConfigError(
+            f"FSDP: the {type(causal_lm).__name__} has no layers of class {sorted(wanted)}. Name "
+            f"them with --fsdp_transformer_layer_cls_to_wrap; its classes are {kinds}."
+        )
+    return found
 
 
 def _first_pass(model: nn.Module, device: torch.device) -> None:
