@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from main.errors import ConfigError
 from main.trainer.engine import Engine
@@ -44,8 +45,7 @@ class Sharded(Engine):
         if layout.full:
             _lend(model, self.mesh["copies"], layout)
         after = _trainable(model)
-        for parameter in _kept(model):
-            parameter.data = parameter.data.to(accelerator.device)
+        _move_whole(model, accelerator.device)
         _switch(optimizer, {before[name]: after[name] for name in before})
         # 'evaluation': no DDP around it.
         prepared = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
@@ -186,6 +186,16 @@ def _first_pass(model: nn.Module, device: torch.device) -> None:
     ids = torch.zeros(1, 2, dtype=torch.long, device=device)
     with scoring(model):
         model(input_ids=ids, loss_mask=torch.arange(2, device=device)[None] > 0)
+
+
+def _move_whole(model: nn.Module, device: torch.device) -> None:
+    """To the device what every process has; parts lie where they belong already."""
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if not isinstance(parameter, DTensor):
+                parameter.data = parameter.data.to(device)
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
 
 
 def _kept(model: Any) -> list[nn.Parameter]:
