@@ -132,10 +132,22 @@ def test_a_split_model_trains_as_one_process_does_and_resumes_exactly(
     assert done.stderr.count("neighbouring processes, ") == 1  # said once, by one process
     shared = "FSDP2 shares the frozen weights out over the copies" in done.stderr
     assert shared == (stage == 3 and copies > 1)
+    _draws_alike_in_a_copy(shared_copies.of("two", expected[methods[0]][-1]), processes)
     if processes == 2:
         last = expected["lora"][-1]
         _opens_in_peft(tiny_model_path, shared_copies.of("two", last))
         _goes_on_whole(tiny_model_path, expected["lora"])
+
+
+def _draws_alike_in_a_copy(checkpoint: Path, processes: int) -> None:
+    """Dropout of the same rows is the same; another copy has other rows."""
+    states = [
+        torch.load(checkpoint / "trainer_state" / f"rng_{rank}.pt")["torch"]
+        for rank in range(processes)
+    ]
+    for one, two in zip(states[::2], states[1::2], strict=True):
+        assert torch.equal(one, two)
+    assert len({state.numpy().tobytes() for state in states}) == processes // 2
 
 
 def _opens_in_peft(base: Path, adapter: Path) -> None:

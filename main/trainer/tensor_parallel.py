@@ -113,15 +113,7 @@ def _apply(module: nn.Module, style: str, mesh: Any) -> None:
     how: Any = ALL_PARALLEL_STYLES[style]
     for name, _ in list(module.named_parameters(recurse=False)):
         how.shard_param(module, name, mesh)
-        _own_storage(getattr(module, name))
     how.install_forward(module, mesh)
-
-
-def _own_storage(parameter: Any) -> None:
-    """Let go of the whole matrix, of which the part may be a view."""
-    local = parameter.to_local()
-    if local.untyped_storage().nbytes() > local.nbytes:
-        parameter.data = _like(local.clone(), parameter)
 
 
 def is_split(tensor: Tensor) -> bool:
@@ -149,11 +141,3 @@ def part_like(whole: Tensor, split_one: Any) -> Tensor:
 
     placements = split_one.placements
     return distribute_tensor(whole, split_one.device_mesh, placements, src_data_rank=None)
-
-
-def _like(local: Tensor, split_one: Any) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    shape, stride = split_one.shape, split_one.stride()
-    mesh, placements = split_one.device_mesh, split_one.placements
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
