@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig
 
+from main.adapters import LoraOptions, add_adapter
 from main.trainer import ds_config, layout, tensor_parallel
 from main.trainer.arguments import SetupOptions
 
@@ -48,6 +49,17 @@ def test_a_model_without_a_plan_or_with_experts_is_refused():
     assert "which adapters cannot follow" in problem
 
 
+@pytest.mark.parametrize("change", [{"use_dora": True}, {"modules_to_save": ["q_proj"]}])
+def test_an_adapter_that_needs_whole_matrices_is_refused(change):
+    options = LoraOptions(**({"lora_r": 2, "target_modules": ["q_proj", "o_proj"]} | change))
+    if "modules_to_save" in change:
+        options.target_modules = ["o_proj"]
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"](**SIZES))
+    causal_lm = add_adapter(model, options).get_base_model()
+    (problem,) = tensor_parallel.problems(causal_lm, 2)
+    assert "'model.layers.0.self_attn.q_proj' is trained whole" in problem and "DoRA" in problem
+
+
 def asked(monkeypatch: pytest.MonkeyPatch, folder: Path, processes: int, **changes: Any) -> None:
     """The environment of a launch by accelerate with a DeepSpeed file."""
     (folder / "ds.json").write_text(json.dumps(SHIPPED | changes))
@@ -79,8 +91,9 @@ def test_a_size_that_cannot_be_laid_over_the_processes_is_refused(
 
 
 def test_what_splitting_excludes_is_refused_in_the_constructor():
-    setup = SetupOptions(from_pretrained="m", data_path="d", quantization="4bit", use_dora=True)
-    assert len(layout.problems(setup, layout.Layout(tensor=2))) == 2
+    setup = SetupOptions(from_pretrained="m", data_path="d", quantization="4bit")
+    (problem,) = layout.problems(setup, layout.Layout(tensor=2))
+    assert "quantization='4bit' does not go with tensor parallelism" in problem
     (problem,) = layout.problems(setup, layout.Layout(full=True))
     assert "quantization='4bit' does not go with FSDP2" in problem
     assert not layout.problems(setup, layout.Layout())

@@ -79,6 +79,8 @@ class BaseTrainer(Task):
         self.batch_size_eval = setup.batch_size_eval or setup.batch_size
         self._load_data(files)
         self.model = LogprobModel(self._load_policy())
+        if self.layout.tensor > 1:
+            raise_all(tensor_parallel.problems(self.causal_lm, self.layout.tensor))
 
     def __call__(self, **arguments: Any) -> Iterator[EpochResult]:
         raise NotImplementedError
@@ -141,8 +143,6 @@ class BaseTrainer(Task):
             attn_implementation=setup.attn_implementation,
             trust_remote_code=setup.trust_remote_code,
         )
-        if self.layout.tensor > 1:
-            raise_all(tensor_parallel.problems(base, self.layout.tensor))
         if setup.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         if setup.resume_path is not None:

@@ -136,16 +136,10 @@ def _on(switch: str) -> bool:
 
 def problems(setup: Any, layout: Layout) -> list[str]:
     """One sentence for every argument of a trainer that a shared copy of the model excludes."""
-    found = []
+    if not (layout.is_shared and setup.quantization):
+        return []
     how = "tensor parallelism" if layout.tensor > 1 else "FSDP2"
-    if layout.is_shared and setup.quantization:
-        found.append(
-            f"quantization={setup.quantization!r} does not go with {how}: packed weights cannot be "
-            "cut. Load the model in bfloat16, or launch without sharing it out (DDP)."
-        )
-    if layout.tensor > 1 and setup.use_dora:
-        found.append(
-            "use_dora=True needs the norms of whole matrices, which tensor parallelism splits. Set "
-            "use_dora=False or tensor_model_parallel_size to 1."
-        )
-    return found
+    return [
+        f"quantization={setup.quantization!r} does not go with {how}: packed weights cannot be "
+        "cut. Load the model in bfloat16, or launch without sharing it out (DDP)."
+    ]

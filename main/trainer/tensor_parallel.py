@@ -39,7 +39,7 @@ def problems(model: Any, size: int) -> list[str]:
     """One sentence for everything that keeps `size` processes from splitting a transformers model.
 
     Args:
-        model: whole, without an adapter.
+        model: whole, with its adapter.
     """
     kind, plan = type(model).__name__, plan_of(model)
     if not set(_SPLIT) <= set(plan.values()):
@@ -54,6 +54,15 @@ def problems(model: Any, size: int) -> list[str]:
             "fused layers), which adapters cannot follow. Set it to 1; ZeRO stage 3 shares the "
             "weights out instead."
         ]
+    whole = [
+        n for n, s in plan.items() if s in _SPLIT and not _can_be_split(model.get_submodule(n))
+    ]
+    if whole:
+        return [
+            f"tensor_model_parallel_size={size}: '{whole[0]}' is trained whole (modules_to_save) "
+            "or with DoRA, which needs the norms of its whole matrix. Train it with plain LoRA, or "
+            "set the size to 1."
+        ]
     config = model.config.get_text_config()
     sizes = {
         name: getattr(config, name, None)
@@ -66,6 +75,11 @@ def problems(model: Any, size: int) -> list[str]:
         for name, value in sizes.items()
         if value and value % size
     ]
+
+
+def _can_be_split(layer: Any) -> bool:
+    plain = type(getattr(layer, "base_layer", layer)) is nn.Linear
+    return plain and not any(getattr(layer, "use_dora", {}).values())
 
 
 def split(model: nn.Module, causal_lm: Any, mesh: Any) -> None:
