@@ -30,7 +30,7 @@ class Sharded(Engine):
     """Tensor parallelism x data parallelism, or x full sharding; or full sharding alone.
 
     Args:
-        model: a `LogprobModel`, whole on every process, or as an earlier run left it.
+        model: a `LogprobModel`, whole and alike on every process.
         optimizer: of its trainable parameters.
         layout: how to lay the model over the processes.
     """
