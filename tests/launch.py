@@ -15,6 +15,8 @@ STARTERS = {
     # `--num_processes` says.
     "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
                    "--mixed_precision", "no", "--dynamo_backend", "no"],
+    "fsdp": ["accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_machines",
+             "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
     # --standalone: a restart would meet what the first attempt left at a fixed --master_port.
     "torchrun": ["torch.distributed.run"],
 }  # fmt: skip

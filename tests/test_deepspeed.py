@@ -9,6 +9,7 @@ from pathlib import Path
 
 import four
 import pytest
+import shared_copies
 import torch
 from launch import ROOT, environment, free_port
 from safetensors.torch import load_file
@@ -59,7 +60,6 @@ def test_the_file_may_switch_on_a_precision_but_not_off():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tensor_model_parallel_size": 2}, "DeepSpeed reads no such key"),
         ({"pipeline_model_parallel_size": 2}, "pipelines are not supported"),
         ({"gradient_acumulation_steps": 2}, "Did you mean 'gradient_accumulation_steps'"),
         ({"optimizer": {"type": "Adam"}}, "come from the trainer's lr"),
@@ -69,20 +69,14 @@ def test_a_key_that_nobody_reads_is_refused(change, message, tmp_path, monkeypat
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(SHIPPED | change))
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
-    (problem,) = ds_config.check(generates=False)
+    (problem,) = ds_config.check()
     assert problem.startswith("DeepSpeed config: ") and message in problem
 
 
 def test_a_way_of_sharding_that_is_not_supported_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    (problem,) = launch_problems(generates=False)
-    assert problem.startswith("FSDP is not supported") and "ZeRO stage 3" in problem
-
-
-def test_methods_that_generate_are_refused_under_stage_3(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(ROOT / "ds_config.json"))
-    (problem,) = ds_config.check(generates=True)
-    assert "PPO and GRPO take stage 2 or less" in problem
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
+    (problem,) = launch_problems()
+    assert problem.startswith("Megatron-LM is not supported") and "ZeRO stage 3" in problem
 
 
 CONFIG = """
@@ -94,39 +88,61 @@ use_cpu: false
 """
 
 
-def launched(stage: int, *runs: dict) -> subprocess.CompletedProcess[str]:
-    """tests/four.py by `accelerate launch`, as the guide's section on DeepSpeed has it."""
+# tests/four.py where the second process makes more passes than the first whenever it draws.
+UNEVEN = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import four, torch
+from main.trainer.logprobs import scoring
+from main.trainer.rollout import HFSampler
+from main.utils.processes import place
+
+def sample(sampler, *arguments):
+    with scoring(sampler.policy):
+        for _ in range(3 * place().rank):
+            sampler.policy(input_ids=torch.arange(5)[None])
+    return draw(sampler, *arguments)
+
+draw, HFSampler.sample = HFSampler.sample, sample
+four.main()
+"""
+
+
+def launched(stage: int, *runs: dict, **changes: int) -> subprocess.CompletedProcess[str]:
+    """The trainers by `accelerate launch`, as the guide's section on DeepSpeed has it."""
     # Without a threshold of 0 the weights of a model this small would not be shared out.
     zero = SHIPPED["zero_optimization"] | {"stage": stage, "stage3_param_persistence_threshold": 0}
-    config = SHIPPED | {"zero_optimization": zero}
+    config = SHIPPED | {"zero_optimization": zero} | changes
+    Path("uneven.py").write_text(UNEVEN)
     Path("ds_config.json").write_text(json.dumps(config))
     Path("accelerate.yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", "accelerate.yaml", "--main_process_port", str(free_port())]
     bin_of_ninja = str(Path(sys.executable).parent)
     return subprocess.run(
-        [*command, str(ROOT / "tests" / "four.py"), *map(json.dumps, runs)],
+        [*command, "uneven.py", *map(json.dumps, runs)],
         env=environment()
         | {"DS_ACCELERATOR": "cpu", "PATH": f"{bin_of_ninja}:{os.environ['PATH']}"},
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.distributed
-@pytest.mark.skipif(
+needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
     reason="deepspeed is not installed: make install-deepspeed",
 )
-@pytest.mark.parametrize(
-    ("stage", "methods"), [(2, ["lora", "dpo", "ppo", "grpo"]), (3, ["lora", "dpo"])]
-)
+
+
+@pytest.mark.distributed
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
 def test_zero_trains_as_one_process_does_and_resumes_exactly(
-    tiny_model_path, tmp_path, monkeypatch, stage, methods
+    tiny_model_path, tmp_path, monkeypatch, stage
 ):
     """2 x 2 rows a process against 8; a run from the first epoch's checkpoint ends bit-equal."""
     monkeypatch.chdir(tmp_path)
     four.write_data(tmp_path)
-    expected = {}
+    methods, expected = ["lora", "dpo", "ppo", "grpo"], {}
     for method in methods:
         trainer = four.make_trainer(method, tiny_model_path, batch_size=8, output_dir="one")
         expected[method] = list(four.run(trainer, method))
@@ -154,3 +170,17 @@ def test_zero_trains_as_one_process_does_and_resumes_exactly(
     )
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+@pytest.mark.distributed
+@needs_deepspeed
+def test_the_launch_of_the_guide_splits_the_model_when_its_file_says_so(
+    tiny_model_path, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    four.write_data(tmp_path)
+    expected = shared_copies.one_process(tiny_model_path, ["lora"])
+    runs = map(json.loads, shared_copies.runs(tiny_model_path, 1, expected))
+    done = launched(3, *runs, tensor_model_parallel_size=2)
+    shared_copies.check(done, expected)
+    assert done.stderr.count("splits the matrices over 2 neighbouring processes") == 1

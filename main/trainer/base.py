@@ -20,6 +20,7 @@ from main.models import (
     stop_token_ids,
 )
 from main.options import parse, raise_all
+from main.trainer import layout, tensor_parallel
 from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
 from main.trainer.engine import launch_problems
 from main.trainer.logprobs import LogprobModel
@@ -52,7 +53,6 @@ class BaseTrainer(Task):
     setup_aliases: ClassVar[Mapping[str, str]] = SETUP_ALIASES
     loop_aliases: ClassVar[Mapping[str, str]] = LOOP_ALIASES
     loaders: ClassVar[tuple[str, ...]]  # row formats that the method can train on
-    generates: ClassVar[bool] = False  # the method draws completions while it trains
     takes_images: ClassVar[bool] = False  # whether its batches carry pixels
 
     def __init_subclass__(cls) -> None:
@@ -65,6 +65,8 @@ class BaseTrainer(Task):
         where = f"{type(self).__module__.rsplit('.', 1)[-1]}.Trainer"
         self.setup = setup = parse(self.setup_class, arguments, f"{where}()", self.setup_aliases)
         raise_all(self._problems(setup))
+        self.layout = layout.take_over()
+        raise_all(layout.problems(setup, self.layout))
         files = resolve(setup.data_path, setup.data_present_path)
         self.tokenizer = setup.tokenizer or load_tokenizer(
             setup.from_pretrained, trust_remote_code=setup.trust_remote_code
@@ -77,6 +79,8 @@ class BaseTrainer(Task):
         self.batch_size_eval = setup.batch_size_eval or setup.batch_size
         self._load_data(files)
         self.model = LogprobModel(self._load_policy())
+        if self.layout.tensor > 1:
+            raise_all(tensor_parallel.problems(self.causal_lm, self.layout.tensor))
 
     def __call__(self, **arguments: Any) -> Iterator[EpochResult]:
         raise NotImplementedError
@@ -95,7 +99,7 @@ class BaseTrainer(Task):
 
     def _problems(self, setup: SetupOptions) -> list[str]:
         if setup.loader_name in self.loaders:
-            return launch_problems(self.generates)
+            return launch_problems()
         get_loader(setup.loader_name)  # an unknown name has an error of its own
         return [
             f"loader_name={setup.loader_name!r} does not fit this trainer: "
@@ -133,8 +137,8 @@ class BaseTrainer(Task):
             setup.from_pretrained,
             config=setup.config,
             dtype=setup.dtype,
-            # DeepSpeed moves what a device is to hold; the whole may not fit.
-            device="cpu" if uses_deepspeed() else setup.device,
+            # The engine moves what a device is to hold; the whole may not fit.
+            device="cpu" if uses_deepspeed() or self.layout.is_shared else setup.device,
             quantization=setup.quantization,
             attn_implementation=setup.attn_implementation,
             trust_remote_code=setup.trust_remote_code,

@@ -51,7 +51,7 @@ class ValueHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             states = STATE_LENGTH * nn.functional.normalize(hidden.float(), dim=-1)
-            return nn.functional.linear(states, self.weight, self.bias)[:, 0]
+            return states @ self.weight[0] + self.bias
 
 
 class ActorCritic(LogprobModel):

@@ -38,7 +38,7 @@ from main.trainer.reference import Reference
 from main.trainer.reference_cache import reference_logprobs
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
-from main.utils.processes import gather_objects, place
+from main.utils.processes import gather_shares, share
 
 
 class Trainer(BaseTrainer):
@@ -180,7 +180,7 @@ class Trainer(BaseTrainer):
 
     def _all_evaluated(self) -> Iterable[MicroRows]:
         data: Any = self.eval_data
-        pieces = shard(range(len(data)), data.lengths, self.batch_size_eval, *place())
+        pieces = shard(range(len(data)), data.lengths, self.batch_size_eval, *share())
         return (MicroRows([data[i] for i in piece.rows], piece.counted) for piece in pieces)
 
     def _kl(self, pieces: Iterable[MicroRows]) -> float:
@@ -192,7 +192,7 @@ class Trainer(BaseTrainer):
                 ratios = self._score(rows, slice(1, 2))[:, 0].cpu() - reference
                 if counted:
                     total, count = total + float(ratios.double().sum()), count + len(rows)
-        parts = gather_objects((total, count))
+        parts = gather_shares((total, count))
         return max(0.0, sum(part[0] for part in parts) / sum(part[1] for part in parts))
 
     # -- resume

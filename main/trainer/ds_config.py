@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from main.errors import ConfigError, MissingFileError
 from main.options import nearest, raise_all
+from main.utils.processes import launched_size
 
 AUTO = "auto"
 # What DeepSpeed 0.19 reads at the top of its file; it ignores every other key without a word.
@@ -22,7 +23,7 @@ KEYS = frozenset((
     "disable_allgather", "graph_harvesting", "data_efficiency", "elasticity", "autotuning",
     "compression_training", "tensor_parallel", "compile", "use_node_local_storage",
 ))  # fmt: skip
-# Keys of the user's guide, which DeepSpeed does not know.
+# Keys of the user's guide, which DeepSpeed does not know; see main/trainer/layout.py.
 PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
 
 
@@ -70,13 +71,15 @@ def problems(config: dict[str, Any]) -> list[str]:
     if pipeline != 1:
         found.append(
             f"pipeline_model_parallel_size={pipeline!r}: pipelines are not supported. Set it to 1; "
-            "ZeRO stage 3 shares the weights out instead."
+            "tensor_model_parallel_size and ZeRO stage 3 share the weights out instead."
         )
-    if tensor != 1:
+    if type(tensor) is not int or tensor < 1:
+        found.append(f"tensor_model_parallel_size={tensor!r} must be a whole number from 1.")
+    elif launched_size() % tensor:
         found.append(
-            f"tensor_model_parallel_size={tensor!r}: DeepSpeed reads no such key, and its own "
-            "tensor parallelism excludes stage 3. Set it to 1: ZeRO stage 3 alone shares the "
-            "weights out over all processes."
+            f"tensor_model_parallel_size={tensor} does not divide this run's number of processes, "
+            f"{launched_size()}. Launch a multiple of "
+            f"{tensor} (--num_processes), or set it to 1."
         )
     if "optimizer" in config or "scheduler" in config:
         found.append(
@@ -86,26 +89,16 @@ def problems(config: dict[str, Any]) -> list[str]:
     return found
 
 
-def check(generates: bool) -> list[str]:
-    """Problems of the settings that this process was launched with.
-
-    Args:
-        generates: the method draws completions while it trains.
-    """
+def check() -> list[str]:
+    """Problems of the settings that this process was launched with."""
     config = read()
     found = problems(config) if config else []
-    if generates and _stage(config) == 3:
-        found.append(
-            "ZeRO stage 3 shares the weights out, and processes that draw completions of unequal "
-            "length would wait for each other for ever. PPO and GRPO take stage 2 or less."
-        )
     return [f"DeepSpeed config: {text}" for text in found]
 
 
-def _stage(config: dict[str, Any] | None) -> int:
-    if config is None:
-        return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-    return config.get("zero_optimization", {}).get("stage", 0)
+def tensor_size() -> int:
+    """Processes that are to split the model's matrices; 1 without a file."""
+    return (read() or {}).get("tensor_model_parallel_size", 1)
 
 
 def agree(config: dict[str, Any], given: Agreed) -> dict[str, Any]:

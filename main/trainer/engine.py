@@ -10,16 +10,16 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from main.errors import CheckpointError, ConfigError, MissingExtraError, TrainingError
-from main.trainer import ds_config
+from main.trainer import ds_config, layout
 from main.trainer.arguments import LoopOptions
 from main.trainer.task import Task
-from main.utils.processes import gather_objects, join, launched, place, uses_deepspeed
+from main.utils.processes import gather_objects, join, launched, place, share, uses_deepspeed
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,15 @@ log = logging.getLogger(__name__)
 class Engine:
     """One process, or several with a whole copy of the model each (DDP).
 
+    kind_of_state: engines of one kind can go on from each other's checkpoints.
+
     Args:
         accelerator: what prepared the model and the optimizer.
         model: prepared.
         optimizer: prepared.
     """
+
+    kind_of_state: ClassVar[str] = "Engine"
 
     def __init__(self, accelerator: Any, model: nn.Module, optimizer: Any):
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
@@ -70,6 +74,10 @@ class Engine:
         """Inside, every process has the trainable parameters as a whole; `write` keeps changes."""
         return nullcontext()
 
+    def at_hand(self) -> AbstractContextManager[None]:
+        """Inside, all weights are whole on every process, and none waits for another's pass."""
+        return nullcontext()
+
     def state(self) -> list[Any]:
         """The optimizer's state; under DeepSpeed a part for each process."""
         scaler = self.accelerator.scaler
@@ -92,6 +100,8 @@ class DeepSpeed(Engine):
 
     The optimizer's step is part of the last backward pass of a step.
     """
+
+    kind_of_state = "DeepSpeed"
 
     def passing(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
@@ -130,6 +140,14 @@ class DeepSpeed(Engine):
         with GatheredParameters(parameters, modifier_rank=0 if write else None):
             yield
 
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        parameters = [p for p in self.model.parameters() if hasattr(p, "ds_id")]
+        with GatheredParameters(parameters), _without_hooks(self.model, "deepspeed"):
+            yield
+
     def state(self) -> list[Any]:
         state = self.zero.state_dict()
         plain = {name: _plain(value) for name, value in state.items() if _is_plain(value)}
@@ -156,25 +174,21 @@ class DeepSpeed(Engine):
 
 # Switches of `accelerate launch` whose checkpoints the loop could not write whole.
 _UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism config",
 }
 
 
-def launch_problems(generates: bool) -> list[str]:
-    """One sentence for everything in how this process was launched that cannot work.
-
-    Args:
-        generates: the method draws completions while it trains.
-    """
+def launch_problems() -> list[str]:
+    """One sentence for everything in how this process was launched that cannot work."""
     found = [
         f"{name} is not supported. Launch several processes with a whole model each (DDP), or "
         "share the weights out with DeepSpeed ZeRO stage 3 (ds_config.json)."
         for switch, name in _UNSUPPORTED.items()
         if os.environ.get(switch, "false").lower() == "true"
     ]
-    return found + (ds_config.check(generates) if uses_deepspeed() else [])
+    found += layout.launch_problems()
+    return found + (ds_config.check() if uses_deepspeed() else [])
 
 
 def make_accelerator(options: LoopOptions, task: Task, output_dir: Path) -> Any:
@@ -187,6 +201,10 @@ def make_accelerator(options: LoopOptions, task: Task, output_dir: Path) -> Any:
     if uses_deepspeed():
         on_cpu = join().device.type == "cpu"
         settings = {"deepspeed_plugin": _plugin(options, task, on_cpu)}
+    elif layout.current().is_shared:
+        on_cpu = join().device.type == "cpu"  # the model waits in the CPU's memory
+        settings = {"cpu": on_cpu}
+        _agree_on_layout(options, task)
     elif launched():
         join()
     elif os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ:
@@ -224,17 +242,7 @@ def _plugin(options: LoopOptions, task: Task, on_cpu: bool) -> Any:
             "(fp16 skips by itself). Use non_finite='stop'."
         )
     file = ds_config.read()
-    config = ds_config.agree(
-        DeepSpeedPlugin().deepspeed_config if file is None else file,
-        ds_config.Agreed(
-            task.batch_size,
-            options.gradient_accumulation_steps,
-            place().size,
-            options.max_grad_norm,
-            options.bf16,
-            options.fp16,
-        ),
-    )
+    config = _agreed(DeepSpeedPlugin().deepspeed_config if file is None else file, options, task)
     if config["fp16"]["enabled"] and on_cpu:
         log.warning("fp16 needs a GPU: training in float32 on this CPU.")
         config["fp16"]["enabled"] = False
@@ -242,21 +250,81 @@ def _plugin(options: LoopOptions, task: Task, on_cpu: bool) -> Any:
     return DeepSpeedPlugin(hf_ds_config=config)
 
 
+def _agree_on_layout(options: LoopOptions, task: Task) -> None:
+    """Take the precision of a file that asks for tensor parallelism.
+
+    Raises:
+        ConfigError: file and trainer disagree; fp16, whose scale split gradients cannot share.
+    """
+    if layout.current().tensor == 1:
+        return
+    config = _agreed(ds_config.read() or {}, options, task)
+    options.bf16, options.fp16 = (config[kind]["enabled"] for kind in ("bf16", "fp16"))
+    if options.fp16:
+        raise ConfigError(
+            "fp16 does not go with tensor parallelism: its loss scale would have to follow the "
+            "gradients of every process. Use bf16."
+        )
+
+
+def _agreed(config: dict[str, Any], options: LoopOptions, task: Task) -> dict[str, Any]:
+    return ds_config.agree(
+        config,
+        ds_config.Agreed(
+            task.batch_size,
+            options.gradient_accumulation_steps,
+            share().size,
+            options.max_grad_norm,
+            options.bf16,
+            options.fp16,
+        ),
+    )
+
+
 def make_engine(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
     """Prepare model and optimizer for the set-up that the processes were launched with.
 
     Raises:
-        TrainingError: a model that ZeRO-3 has sharded in an earlier run.
+        TrainingError: a model that an earlier run has shared out.
     """
     from accelerate import DistributedType
 
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    if is_shared_out(model):
         raise TrainingError(
-            "this trainer's weights are still shared out by its last run under ZeRO-3. Make a new "
-            "Trainer, with resume_path to go on from the adapter."
+            "this trainer's weights are still shared out by its last run. Make a new Trainer, with "
+            "resume_path to go on from the adapter."
         )
+    if layout.current().is_shared:
+        from main.trainer.sharded import Sharded
+
+        return Sharded(accelerator, model, optimizer, layout.current())
     kind = DeepSpeed if accelerator.distributed_type == DistributedType.DEEPSPEED else Engine
     return kind(accelerator, *accelerator.prepare(model, optimizer))
+
+
+def is_shared_out(model: nn.Module) -> bool:
+    """Whether some of the weights lie in parts on several processes."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+
+
+@contextmanager
+def _without_hooks(model: nn.Module, package: str) -> Iterator[None]:
+    """Modules compute without what `package` does before and after: it would free their weights."""
+    kept = []
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            kept.append((hooks, dict(hooks)))
+            for number, hook in kept[-1][1].items():
+                if hook.__module__.startswith(package):
+                    del hooks[number]
+    try:
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.clear()
+            hooks.update(before)
 
 
 def _is_plain(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from main.utils.processes import gather_objects
+from main.utils.processes import gather_shares
 
 Placement = Literal["last", "every"]
 
@@ -83,10 +83,10 @@ def _is_last(mask: Tensor) -> Tensor:
 def moments(parts: Sequence[Tensor]) -> Moments:
     """Of all numbers in `parts`, on every process; all processes must call it."""
     flat = torch.cat([part.detach().double().flatten().cpu() for part in parts])
-    sums = gather_objects((len(flat), float(flat.sum())))
+    sums = gather_shares((len(flat), float(flat.sum())))
     count = sum(n for n, _ in sums)
     mean = sum(total for _, total in sums) / max(count, 1)
-    squares = sum(gather_objects(float((flat - mean).square().sum())))
+    squares = sum(gather_shares(float((flat - mean).square().sum())))
     return Moments(count, mean, squares / max(count, 1))
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from main.errors import ConfigError
 from main.trainer.base import BaseTrainer
+from main.trainer.engine import is_shared_out
 from main.trainer.rollout import Completion, Sampler
 from main.trainer.samplers import make_sampler
 from main.trainer.task import Row
@@ -16,11 +18,16 @@ from main.utils.processes import together
 class GeneratingTrainer(BaseTrainer):
     """A sampler lives from `open` to `close`; an error in it ends all processes."""
 
-    generates = True
     options: Any
     sampler: Sampler | None = None
 
     def open(self, device: torch.device) -> None:
+        if self.options.use_vllm and is_shared_out(self.model):
+            raise ConfigError(
+                "use_vllm=True needs a whole copy of the policy in each process, and the launcher "
+                "shares it out (ZeRO stage 3, FSDP or tensor parallelism). Draw with "
+                "use_vllm=False, or launch with a whole copy each (DDP, or stage 2)."
+            )
         base = self.setup.from_pretrained
         self.sampler = together(
             lambda: make_sampler(self.options, self.policy, self.stop_ids, self.pad_id, base)
@@ -37,7 +44,8 @@ class GeneratingTrainer(BaseTrainer):
         """A completion for each row's prompt. All processes must call it."""
         assert self.sampler is not None, "a run is open"
         sample, prompts = self.sampler.sample, [list(row["prompt_ids"]) for row in rows]
-        return together(lambda: sample(prompts, seeds, greedy))
+        with self.at_hand():
+            return together(lambda: sample(prompts, seeds, greedy))
 
 
 def set_dropout(model: nn.Module, adapter: float = 0.0) -> None:

@@ -42,7 +42,7 @@ from main.trainer.samples import SAMPLE, by_completion, collate, inputs, keep, k
 from main.trainer.scoring import complete, sample_metrics, samples_table
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
-from main.utils.processes import gather_objects, place
+from main.utils.processes import gather_shares, share
 
 CISPO_WEIGHT = 5.0  # default of epsilon_high for 'cispo', as ScaleRL recommends (2510.13786)
 TABLE_ROWS = 8  # samples shown an epoch
@@ -142,7 +142,7 @@ class Trainer(GeneratingTrainer):
             if micro.counted
             for row in micro.rows
         ]
-        return dict(sorted(entry for part in gather_objects(mine) for entry in part))
+        return dict(sorted(entry for part in gather_shares(mine) for entry in part))
 
     def _give_credit(self, drawn: list[MicroRows], rewards: dict[tuple[int, int], float]) -> None:
         options = self.options
@@ -235,7 +235,7 @@ class Trainer(GeneratingTrainer):
     # -- checks
 
     def _check_sizes(self) -> None:
-        options, ranks = self.options, place().size
+        options, ranks = self.options, share().size
         step = self.batch_size * ranks * options.gradient_accumulation_steps
         if step % options.num_generations:
             raise ConfigError(

@@ -34,7 +34,7 @@ from main.trainer.records import Means, Progress, Records, mean_of
 from main.trainer.task import Batch, MicroRows, Row, Task, to_device
 from main.types import EpochResult
 from main.utils.folders import write_directory
-from main.utils.processes import decide, gather_objects, place, uses_deepspeed
+from main.utils.processes import decide, gather_objects, gather_shares, place, share, uses_deepspeed
 
 log = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ class Loop:
             dataclasses.asdict(self.state)
             | {
                 "saved_at": time.time(),
-                "processes": self.world,
+                "processes": self.processes,
                 "fixed": self._fixed(),
                 "task": self.task.state(),
             },
@@ -328,14 +328,14 @@ class Loop:
         saved = checkpoint.load_tensors(directory, "optimizer.pt")
         self.engine.load_state(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
-        if progress["processes"] == self.world:
-            randoms = checkpoint.load_tensors(directory, f"rng_{self.rank}.pt")
+        if progress["processes"] == self.processes:
+            randoms = checkpoint.load_tensors(directory, f"rng_{place().rank}.pt")
             checkpoint.set_random_state(randoms)
         else:
             log.warning(
                 "%s was written by %d processes and goes on with %d: the same rows and steps; "
                 "dropout draws other numbers.",
-                *(directory, progress["processes"], self.world),
+                *(directory, progress["processes"], self.processes),
             )
 
     def _fixed(self) -> dict[str, Any]:
@@ -346,7 +346,7 @@ class Loop:
             "rows_per_step": self._step_rows,
             "seed": self.place.seed,
             "trainable": sorted(self.engine.by_name()),
-            "engine": type(self.engine).__name__,
+            "engine": self.engine.kind_of_state,
         }
 
     def _check_same_run(self, directory: Path, then: dict[str, Any]) -> None:
@@ -365,11 +365,13 @@ class Loop:
     def _open(self) -> None:
         options = self.options
         self.accelerator = make_accelerator(options, self.task, self.place.output_dir)
-        self.rank, self.world = place()
-        if self.accelerator.num_processes != self.world:
+        self.rank, self.world = share()
+        self.processes = place().size
+        if self.accelerator.num_processes != self.processes:
             raise TrainingError(
-                f"accelerate counts {self.accelerator.num_processes} processes where {self.world} "
-                "were launched: make the trainer before any Accelerator or PartialState."
+                f"accelerate counts {self.accelerator.num_processes} processes where "
+                f"{self.processes} were launched: make the trainer before any Accelerator or "
+                "PartialState."
             )
         self._step_rows = self.task.batch_size * options.gradient_accumulation_steps * self.world
         if self._step_rows % self.task.samples_per_row:
@@ -379,11 +381,11 @@ class Loop:
             )
         from accelerate.utils import set_seed
 
-        set_seed(self.place.seed, device_specific=True)
+        set_seed(self.place.seed + self.rank)  # processes with the same rows drop out the same
         optimizer = _optimizer(self.task.model, options)
         self.task.model.train()
         self.engine = make_engine(self.accelerator, self.task.model, optimizer)
-        self.task.model = self.engine.model
+        self.task.model, self.task.at_hand = self.engine.model, self.engine.at_hand
         self._closers.append(self._release)
         self._closers.append(self.task.close)
         self.task.open(self.accelerator.device)
@@ -405,7 +407,7 @@ class Loop:
         )
         self._closers.append(self.records.close)
         self._progress = Progress(
-            total, self.state.step, options.progress if self.rank == 0 else False
+            total, self.state.step, options.progress if place().is_main else False
         )
         self._closers.append(self._progress.close)
 
@@ -427,7 +429,7 @@ class Loop:
         from accelerate.state import AcceleratorState
 
         self.task.model = self.engine.close()
-        del self.engine
+        del self.task.at_hand, self.engine
         self.accelerator.free_memory()
         AcceleratorState._reset_state()  # the next trainer may want another precision
 
@@ -452,14 +454,15 @@ class Loop:
         ]
         if self.world > 1:
             row = torch.tensor([mine], dtype=torch.float32, device=self.accelerator.device)
-            mine = self.accelerator.gather(row).double().sum(0).tolist()
+            rows = self.accelerator.gather(row)[:: self.processes // self.world]
+            mine = rows.double().sum(0).tolist()
         # A step without anything to count has a zero gradient, not a division by zero.
         return {name: max(value, 1.0) for name, value in zip(names, mine, strict=True)}
 
     def _halve(self, micro_batches: list[MicroRows], error: Exception) -> list[MicroRows]:
         """Smaller micro-batches of the same step: the effective batch is kept."""
         largest = max(len(micro.rows) for micro in micro_batches)
-        if self.world > 1 or largest == 1 or uses_deepspeed():
+        if self.processes > 1 or largest == 1 or uses_deepspeed():
             raise TrainingError(
                 f"out of memory at a micro-batch of {largest} rows: use a smaller batch_size with "
                 "more gradient_accumulation_steps, a smaller max_length, or "
@@ -508,7 +511,7 @@ class Loop:
         self.log_means.add(metrics)
 
     def _gathered(self, means: Means) -> dict[str, float]:
-        return mean_of(gather_objects(means.state()))
+        return mean_of(gather_shares(means.state()))
 
     def _shown(self) -> dict[str, float]:
         if not self._progress.shown:

@@ -57,7 +57,7 @@ from main.trainer.records import mean_of
 from main.trainer.reference import Reference
 from main.trainer.task import Batch, LossOutput, Metrics, MicroRows, Row, Update, to_device
 from main.types import EpochResult
-from main.utils.processes import gather_objects, together
+from main.utils.processes import gather_shares, once_a_share
 
 SHOWN = 8  # completions in an epoch's table
 
@@ -140,7 +140,7 @@ class Trainer(GeneratingTrainer):
 
     def _score(self, samples: list[Sample]) -> Metrics:
         """Set the samples' rewards; an error of a reward function ends all processes."""
-        scores = together(lambda: self.rewards.score(scoreable(samples, self.tokenizer)))
+        scores = once_a_share(lambda: self.rewards.score(scoreable(samples, self.tokenizer)))
         for sample, reward in zip(samples, scores.rewards.tolist(), strict=True):
             sample.score = reward
         return scores.metrics()
@@ -196,7 +196,7 @@ class Trainer(GeneratingTrainer):
         if target is not None:
             metrics["kl_coef"] = (self.kl_coef, 1)
             if online:
-                found = mean_of(gather_objects({"kl": metrics["kl"]}))["kl"]
+                found = mean_of(gather_shares({"kl": metrics["kl"]}))["kl"]
                 self.kl_coef = adapted_coefficient(self.kl_coef, found, target)
         return metrics
 

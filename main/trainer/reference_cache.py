@@ -15,7 +15,7 @@ from main.errors import TrainingError
 from main.loaders.cache import cache_folder
 from main.trainer.task import Row, Rows
 from main.utils.disk import appearing
-from main.utils.processes import gather_objects, join, place
+from main.utils.processes import gather_objects, gather_shares, join, place, share
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +52,17 @@ def reference_logprobs(
 
 def _compute(rows: Rows, score: Score, batch_size: int) -> Tensor:
     """Rows of similar length together; every process computes its share."""
-    rank, world = place()
+    rank, world = share()
     order = sorted(range(len(rows)), key=lambda i: -rows.lengths[i])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine = batches[rank::world]
     # Under sharded weights every process has to take part in every pass.
     turns = -(-len(batches) // world)
     parts = [score([rows[i] for i in batch]) for batch in mine + batches[:1] * (turns - len(mine))]
-    shares = gather_objects([part.tolist() for part in parts[: len(mine)]])
+    shares = gather_shares([part.tolist() for part in parts[: len(mine)]])
     values = torch.empty(len(rows), parts[0].shape[1])
-    for other, share in enumerate(shares):
-        for batch, part in zip(batches[other::world], share, strict=True):
+    for other, found in enumerate(shares):
+        for batch, part in zip(batches[other::world], found, strict=True):
             values[batch] = torch.tensor(part)
     return values
 

@@ -12,7 +12,7 @@ from main.trainer.rewards import Rewards, Scoreable, Scores
 from main.trainer.rollout import Completion
 from main.trainer.samples import SAMPLE, Sample
 from main.trainer.task import Metrics, Row
-from main.utils.processes import together
+from main.utils.processes import once_a_share
 
 
 def complete(
@@ -28,7 +28,7 @@ def complete(
         RewardError: on every process, if on one.
     """
     what = Scoreable.of_rows(rows, [completion.ids for completion in completions], tokenizer)
-    scores = together(lambda: rewards.score(what))
+    scores = once_a_share(lambda: rewards.score(what))
     texts = what.texts
     for i, row in enumerate(rows):
         sample = Sample(completions[i], texts[i])

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -77,6 +78,9 @@ class Task(ABC):
     # Completions of a prompt: a drawn row comes so often, numbered 0, 1, ... in row["sample"].
     # batch_size then counts completions.
     samples_per_row: int = 1
+    # A context in which every weight is whole here, for passes that other processes do not make;
+    # all processes must enter it. The loop sets it.
+    at_hand: Callable[[], AbstractContextManager[None]] = nullcontext
     # Further directories of a checkpoint, named <name>_<step>: name -> what writes it.
     companions: Mapping[str, Callable[[Path], None]] = MappingProxyType({})
 

@@ -13,6 +13,7 @@ from main.errors import MainError
 T = TypeVar("T")
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_a_copy = 1  # processes that hold one copy of the model together
 
 
 class Place(NamedTuple):
@@ -38,9 +39,26 @@ def place() -> Place:
     return Place(get_rank(), get_world_size())
 
 
+def split_model(between: int) -> None:
+    """From now on `between` neighbouring processes hold one copy of the model together."""
+    global _a_copy
+    _a_copy = between
+
+
+def share() -> Place:
+    """Whose rows this process computes: its copy of the model among all copies."""
+    here = place()
+    return Place(here.rank // _a_copy, here.size // _a_copy)
+
+
 def launched() -> bool:
     """Whether a launcher's environment says that there are several processes."""
-    return all(name in os.environ for name in _LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
+    return launched_size() > 1
+
+
+def launched_size() -> int:
+    """How many processes a launcher's environment says there are; joins nobody."""
+    return int(os.environ["WORLD_SIZE"]) if all(n in os.environ for n in _LAUNCHED) else 1
 
 
 def uses_deepspeed() -> bool:
@@ -99,6 +117,11 @@ def gather_objects(item: Any) -> list[Any]:
     return items
 
 
+def gather_shares(item: Any) -> list[Any]:
+    """`item` of every copy of the model, in the order of `share().rank`."""
+    return gather_objects(item)[::_a_copy]
+
+
 def raise_together(error: Exception | None) -> None:
     """Wait for all processes; every one raises when one of them came with an error."""
     try:
@@ -126,6 +149,16 @@ def decide(work: Callable[[], T]) -> T:
     """What `work` returns in the main process, the only one to do it."""
     result = together(lambda: work() if place().is_main else None)
     return cast(T, gather_objects(result)[0])
+
+
+def once_a_share(work: Callable[[], T]) -> T:
+    """What `work` returns in the first of the processes that hold a copy of the model together.
+
+    For what must come out alike in all of them and need not: a reward model, an engine.
+    """
+    first = place().rank // _a_copy * _a_copy
+    result = together(lambda: work() if place().rank == first else None)
+    return cast(T, result if _a_copy == 1 else gather_objects(result)[first])
 
 
 def one_first(work: Callable[[], T]) -> T:

@@ -1,0 +1,61 @@
+"""FSDP2, asked for through `accelerate launch`, trains as one process does."""
+
+import four
+import pytest
+import shared_copies
+from launch import launch
+
+from main.trainer.engine import launch_problems
+
+
+@pytest.fixture
+def fsdp(monkeypatch):
+    """The environment of a process that accelerate has started with FSDP2."""
+    for name, value in {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("FSDP_VERSION", "1", "Launch with --fsdp_version 2"),
+        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "use TRANSFORMER_BASED_WRAP"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "gradient_checkpointing=True"),
+        ("WORLD_SIZE", "1", "and there is one"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(fsdp, name, value, message):
+    assert not launch_problems()
+    fsdp.setenv(name, value)
+    (problem,) = launch_problems()
+    assert message in problem
+
+
+@pytest.mark.distributed
+def test_loss_and_gradients_are_those_of_the_whole_model():
+    cases = [
+        {"full": True},
+        {"full": True, "tied": True, "reshard": False, "checkpointing": True},
+        {"full": True, "adapter": {"use_dora": True}},
+    ]
+    for case, found in zip(cases, shared_copies.parts(2, *cases), strict=True):
+        shared_copies.check_parts(found, 0.51, case)
+
+
+@pytest.mark.distributed
+def test_two_processes_train_as_one_does_and_resume_exactly(tiny_model_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    four.write_data(tmp_path)
+    expected = shared_copies.one_process(tiny_model_path, ["lora", "dpo", "ppo", "grpo"])
+    runs = shared_copies.runs(tiny_model_path, 2, expected)
+    done = launch(shared_copies.SCRIPT, *runs, by="fsdp")
+    shared_copies.check(done, expected)
+    assert done.stderr.count("FSDP2: the frozen weights") == 1
