@@ -23,7 +23,7 @@ NOT_RUN = {
     "make quickstart": "ten minutes of real training; tried by hand from a fresh clone",
     "make test": "it is what runs this test",
     "make install-vllm": "changes the environment that the tests run in",
-    "accelerate launch": "two processes train in test_lora.py",
+    "accelerate launch": "see test_lora.py, test_fsdp.py and test_deepspeed.py",
     "trl vllm-serve": "a server; started in the tests marked vllm where vLLM is installed",
     "tensorboard": "a server that does not end",
 }
