@@ -2,8 +2,9 @@
 
     python benchmarks/ppo.py [--rows 300] [--epochs 4] [--dev 50] [--sft <adapter>]
 
-Both forms start from the same SFT adapter (10 optimizer steps unless `--sft` names one) and see the
-same rows of ticket_en_rlhf; the reward is the guide's similarity to gold and bad answers. Greedy
+Both forms start from the same SFT adapter (`--sft_steps` optimizer steps unless `--sft` names one)
+and see the same rows of ticket_en_rlhf; the reward is the guide's similarity to gold and bad
+answers, or with `--reward fields` the share of right fields plus 1 for a right answer. Greedy
 completions of the first `--dev` held-out rows are scored before and after; `kl` is k3 of the policy
 against its start on them, nats a completion. Results go to benchmarks/results/ppo.json.
 """
@@ -22,10 +23,10 @@ import torch
 from main.trainer.lora import Trainer as SFTTrainer
 from main.trainer.ppo import Trainer
 from main.trainer.records import Means
+from main.utils.reward_func import fields_reward, reward_exact
 
 RESULTS = Path(__file__).parent / "results" / "ppo.json"
-SFT_STEPS = 10
-SETTINGS = ("rows", "epochs", "dev", "batch_size", "accumulation", "lr", "critic")
+SETTINGS = ("rows", "epochs", "dev", "batch_size", "accumulation", "lr", "critic", "reward")
 FORMS = {"online": 1.0, "offline": -1.0}
 
 
@@ -40,11 +41,13 @@ def main() -> None:
     parser.add_argument("--accumulation", type=int, default=6, help="batches of a draw")
     parser.add_argument("--dev", type=int, default=50)
     parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--reward", default="similarity", choices=["similarity", "fields"])
+    parser.add_argument("--sft_steps", type=int, default=10)
     parser.add_argument("--critic", default="head", choices=["head", "detached", "adapter"])
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        start = arguments.sft or train_sft(arguments.model, folder)
+        start = arguments.sft or train_sft(arguments.model, arguments.sft_steps, folder)
         data = {
             "train": first_rows("data/ticket_en_rlhf_train.jsonl", arguments.rows, folder),
             "dev": first_rows("data/ticket_en_rlhf_dev.jsonl", arguments.dev, folder),
@@ -53,11 +56,11 @@ def main() -> None:
             save(form, measure(form, start, data, arguments, folder), arguments)
 
 
-def train_sft(model: str, folder: str) -> Path:
+def train_sft(model: str, steps: int, folder: str) -> Path:
     """The start: so few steps that the form of the answers is learnt and the rest is not yet."""
     trainer = SFTTrainer(
         from_pretrained=model,
-        data_path=first_rows("data/ticket_en_train.jsonl", 8 * SFT_STEPS, folder),
+        data_path=first_rows("data/ticket_en_train.jsonl", 8 * steps, folder),
         max_length=256,
         batch_size=8,
         lora_r=8,
@@ -78,10 +81,11 @@ def first_rows(path: str, count: int, folder: str) -> Path:
 def measure(
     form: str, start: str | Path, data: dict[str, Path], arguments: Any, folder: str
 ) -> dict[str, Any]:
+    similar = arguments.reward == "similarity"
     trainer = Trainer(
         from_pretrained=arguments.model,
         actor_resume_path=start,
-        reward_from_pretrained=arguments.encoder,
+        reward_from_pretrained=arguments.encoder if similar else None,
         ratio_for_rlhf=FORMS[form],
         loader_name="LLM_RLHF",
         data_path=data,
@@ -94,6 +98,7 @@ def measure(
     )
     run = trainer(
         num_epochs=arguments.epochs,
+        reward_func=None if similar else [fields_reward("|"), reward_exact],
         lr=arguments.lr,
         gradient_accumulation_steps=arguments.accumulation,
         ppo_epochs=3,
@@ -140,7 +145,7 @@ def save(form: str, figures: dict[str, Any], arguments: Any) -> None:
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     found[form] = figures | {name: getattr(arguments, name) for name in SETTINGS}
     found["command"] = "python benchmarks/ppo.py"
-    steps = f"{SFT_STEPS} SFT steps of 8 rows of ticket_en, lr 1e-3, lora_r 8"
+    steps = f"{arguments.sft_steps} SFT steps of 8 rows of ticket_en, lr 1e-3, lora_r 8"
     found["start"] = "another adapter" if arguments.sft else steps
     found["packages"] = {name: version(name) for name in ("torch", "transformers", "peft")}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -8,18 +8,7 @@ accelerate launch --num_processes 2 examples/grpo.py          # without GPUs: ad
 import argparse
 
 from main.trainer.grpo import Trainer
-from main.utils.reward_func import reward_exact
-
-
-def reward_fields(completions, answer, **columns) -> list[float]:
-    """Share of the ticket's fields that are right, in their places."""
-    rewards = []
-    for completion, wanted in zip(completions, answer, strict=True):
-        fields = [field.strip() for field in completion[0]["content"].split("|")]
-        gold = [field.strip() for field in wanted.split("|")]
-        hits = sum(a == b for a, b in zip(fields, gold, strict=False))
-        rewards.append(hits / max(len(fields), len(gold)))
-    return rewards
+from main.utils.reward_func import fields_reward, reward_exact
 
 
 def main() -> None:
@@ -41,7 +30,7 @@ def main() -> None:
         task_name=arguments.task,
     )
     for result in trainer(
-        reward_func=[reward_fields, reward_exact],
+        reward_func=[fields_reward("|"), reward_exact],
         per_device_train_batch_size=32,
         num_generations=8,
         max_completion_length=32,

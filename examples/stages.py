@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo import reward_fields
 from prettytable import PrettyTable
 from transformers.utils.logging import disable_progress_bar
 
 from main.predictor.hf import Predictor
 from main.trainer import dpo, grpo, lora, ppo
-from main.utils.reward_func import reward_exact
+from main.utils.reward_func import fields_reward, reward_exact
 
 
 class Plan(NamedTuple):
@@ -54,7 +53,7 @@ PLANS = {
         96,
         {},
         {
-            "reward_func": [reward_fields, reward_exact],
+            "reward_func": [fields_reward("|"), reward_exact],
             "per_device_train_batch_size": 32,
             "gradient_accumulation_steps": 2,
             "num_generations": 8,
@@ -147,7 +146,7 @@ def scores(model: str, adapter: Any, prompts: Sequence[Any], gold: Sequence[str]
     """Shares of greedy answers and of their fields that are right."""
     answers = Predictor(model, peft_path=adapter)(prompts, max_new_tokens=32)
     exact = sum(a.strip() == g for a, g in zip(answers, gold, strict=True)) / len(gold)
-    fields = reward_fields([[{"content": answer}] for answer in answers], gold)
+    fields = fields_reward("|")(answers, gold)
     return [f"{exact:.2f}", f"{sum(fields) / len(fields):.2f}"]
 
 

@@ -15,6 +15,7 @@ from main.trainer.arguments import LoopOptions
 from main.trainer.ppo_options import PPOOptions
 from main.trainer.rollout import Completion
 from main.trainer.task import MicroRows
+from main.utils.reward_func import reward_exact
 
 RECORDS = (
     *("loss", "loss/policy", "loss/value", "reward/mean", "reward/std", "kl", "entropy"),
@@ -490,6 +491,20 @@ def test_a_reward_model_is_recognised_by_its_checkpoint(tiny_model_path, outputs
     with torch.no_grad():
         expected = float(model.eval()(input_ids=ids).logits[0, 0])
     assert sample.score == pytest.approx(expected, abs=1e-5)
+
+
+def test_reward_functions_find_the_gold_answers_under_both_names(tiny_model_path):
+    seen = {}
+
+    def look(prompts, answer, gold_answers, bad_answers, level, **columns) -> list[float]:
+        seen.update(answer=answer, gold=gold_answers, bad=bad_answers)
+        return reward_exact([gold[-1] for gold in gold_answers], answer)
+
+    trainer = make_trainer(tiny_model_path)
+    started(trainer, reward_func=look)
+    samples = samples_of(first_update(trainer, 4))
+    assert [sample.score for sample in samples] == [1.0] * 4
+    assert seen["answer"] == seen["gold"] and seen["bad"][0] != seen["gold"][0]
 
 
 # -- what is refused

@@ -6,6 +6,7 @@ import pytest
 
 from main.trainer.rewards import Rewards, Scoreable
 from main.utils.reward_func import (
+    fields_reward,
     format_reward,
     json_reward,
     language_reward,
@@ -55,6 +56,15 @@ def test_the_format_is_that_of_the_whole_text():
     good = "<reasoning>\na\nb\n</reasoning>\n<answer>\n4\n</answer>\n"
     assert reward_format([good, f"x {good}", "<answer>4</answer>", ""]) == [1.0, 0.0, 0.0, 0.0]
     assert format_reward(r"\d+ \| .+")(["12 | a\nb", "x12 | a"]) == [1.0, 0.0]
+
+
+def test_fields_count_in_their_places_and_neither_too_many_nor_too_few_pay():
+    reward = fields_reward("|")
+    assert reward(["a | b|c", "a|b", "a|b|c|d", ""], answer=["a|b | c"] * 4) == [
+        1.0, 2 / 3, 3 / 4, 0.0
+    ]  # fmt: skip
+    assert reward(["b | a", "x"], answer=[["a | b", "b | x"], None]) == [0.5, None]
+    assert fields_reward(",")([as_messages("1, 2")], answer=["1,3"]) == [0.5]
 
 
 def test_exact_match_forgives_white_space_and_width_but_nothing_else():

@@ -77,9 +77,14 @@ def gold_sample(row: Row, seed: int, stop_ids: Sequence[int], counted: bool = Tr
 
 
 def scoreable(samples: Sequence[Sample], tokenizer: Any) -> Scoreable:
-    """What reward functions are given: text without special tokens, answers, further fields."""
+    """What reward functions are given: text without special tokens, answers, further fields.
+
+    `answer`, which the functions of main/utils/reward_func.py read, is the gold answers unless the
+    row has a field of that name.
+    """
     columns: list[Mapping[str, Any]] = [
         {
+            "answer": sample.row["gold"],
             **json.loads(sample.row["columns"]),
             "gold_answers": sample.row["gold"],
             "bad_answers": sample.row["bad"],

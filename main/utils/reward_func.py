@@ -101,6 +101,37 @@ def reward_exact(
     ]
 
 
+def fields_reward(separator: str = "|") -> Rewarder:
+    """Share of the answer's fields that are right and in their places; a field too many counts too.
+
+    The best of a list of answers counts. None for a row without an answer.
+
+    >>> fields_reward()(["a | b", "a | c | d", "b | a"], answer=["a | b"] * 3)
+    [1.0, 0.3333333333333333, 0.0]
+    """
+
+    def fields(text: str) -> list[str]:
+        return [_plain(field) for field in text.split(separator)]
+
+    def share(found: list[str], wanted: list[str]) -> float:
+        hits = sum(a == b for a, b in zip(found, wanted, strict=False))
+        return hits / max(len(found), len(wanted))
+
+    def reward_fields(
+        completions: Sequence[Any], answer: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        return [
+            max((share(fields(text_of(c)), fields(str(gold))) for gold in golds), default=None)
+            for c, golds in zip(completions, map(_answers, answer), strict=True)
+        ]
+
+    return reward_fields
+
+
+def _answers(wanted: Any) -> list[Any]:
+    return [] if wanted is None else _listed(wanted)
+
+
 def reward_number(
     completions: Sequence[Any], answer: Sequence[Any], **columns: Any
 ) -> list[float | None]:
