@@ -77,7 +77,7 @@ def weights_of(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]
         return torch.randn(*shape, generator=generator) * scale
 
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    groups = config["multi_query_group_num"] if config["multi_query_attention"] else heads
+    groups = config["multi_query_group_num"]
     rows = (heads + 2 * groups) * config["kv_channels"]
     weights = {
         "transformer.embedding.word_embeddings.weight": random(config["padded_vocab_size"], hidden),
