@@ -14,10 +14,12 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
+from main.chatglm import is_chatglm
 from main.errors import ConfigError, GenerationError, MainError, MissingExtraError, ModelError
 
 STARTING = threading.Lock()  # one engine at a time, so that its processes are known
@@ -81,6 +83,7 @@ class Engine:
 
     def __init__(self, arguments: Mapping[str, Any]):
         vllm = load_vllm()
+        _refuse_original_chatglm(arguments["model"])
         self._loop = asyncio.new_event_loop()
         self._numbers = itertools.count()
         self._parts: dict[str, Any] = {}  # filled below, emptied by closing
@@ -205,6 +208,15 @@ class Engine:
         outputs = self._llm.generate(prompt, request.params, name, lora_request=request.adapter)
         async for output in outputs:
             put(index, output)
+
+
+def _refuse_original_chatglm(model: str) -> None:
+    if is_chatglm(Path(model)):
+        raise ModelError(
+            f"'{model}' is ChatGLM in its original form, whose tokenizer vLLM cannot load. Write "
+            "it once in transformers' form and give that folder: "
+            f"python -m main.utils.convert_chatglm '{model}' --output DIR"
+        )
 
 
 async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
