@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import psutil
@@ -43,11 +44,19 @@ class Request(NamedTuple):
     prompt_ids: token ids.
     params: vLLM's `SamplingParams`.
     adapter: vLLM's `LoRARequest`, or None for the base model.
+    images: see `main.predictor.pixels.image_input`.
     """
 
     prompt_ids: list[int]
     params: Any
     adapter: Any = None
+    images: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def engine_input(self) -> dict[str, Any]:
+        """vLLM's processed input: there is nothing left to render."""
+        kind = "multimodal" if self.images else "token"
+        return {"type": kind, "prompt_token_ids": self.prompt_ids, **self.images}
 
 
 def load_vllm() -> Any:
@@ -203,9 +212,10 @@ class Engine:
                 group.create_task(self._one(index, request, put))
 
     async def _one(self, index: int, request: Request, put: Callable[[int, Any], None]) -> None:
-        prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}  # nothing to render
         name = str(next(self._numbers))
-        outputs = self._llm.generate(prompt, request.params, name, lora_request=request.adapter)
+        outputs = self._llm.generate(
+            request.engine_input, request.params, name, lora_request=request.adapter
+        )
         async for output in outputs:
             put(index, output)
 
