@@ -8,7 +8,7 @@ from typing import Any
 from main.adapters import CONFIG, WEIGHTS, adapter_config, check_adapter, read_adapter
 from main.chatglm.adapter import is_original
 from main.errors import ConfigError, ModelError
-from main.models import has_tokenizer, load_tokenizer
+from main.models import auto_class, has_tokenizer, load_tokenizer
 from main.predictor.base import Voice
 from main.predictor.engine import Engine
 from main.predictor.request import answer_lead
@@ -142,7 +142,6 @@ def _refuse_original_chatglm(folder: Path) -> None:
 def _skeleton(config: Any) -> Any:
     """The base model without weights: vLLM itself takes an adapter of other shapes unseen."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return auto_class(config).from_config(config)

@@ -14,6 +14,8 @@ from main.vision import VisionProcessor, Visual
 if TYPE_CHECKING:
     import torch
 
+OWN_PIXELS = {"mm_device_do_normalize": False}  # engine argument: ours are normalised already
+
 
 def check_torchvision(model: Any) -> None:
     """vLLM's classes of models with vision import torchvision, whatever is asked of them.

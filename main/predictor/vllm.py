@@ -24,7 +24,7 @@ from main.predictor.decode import Row
 from main.predictor.engine import ALIKE, Engine, Request, engine_options
 from main.predictor.lora import Adapters, lora_arguments
 from main.predictor.params import sampling_params, take
-from main.predictor.pixels import check_torchvision, image_input
+from main.predictor.pixels import OWN_PIXELS, check_torchvision, image_input
 from main.predictor.request import answer_lead
 from main.predictor.sampling import GenerationOptions
 from main.vision import load_vision
@@ -129,6 +129,7 @@ class Predictor(BasePredictor):
         self.vision = load_vision(own.model_from_pretrained, config, tokenizer)
         if self.vision is not None:
             check_torchvision(own.model_from_pretrained)
+            arguments = {**arguments, **OWN_PIXELS}
         self._dtype = getattr(torch, arguments["dtype"])
         self._generation_config = _generation_config(own.model_from_pretrained, config)
         self.system_prompt = own.system_prompt
