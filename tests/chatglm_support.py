@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers.convert_slow_tokenizer import import_protobuf
 
@@ -53,6 +54,11 @@ CONFIG = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+
+# Adapters of the original code.
+MODULES = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+RANK, ALPHA = 3, 12
+PREFIX = "base_model.model."
 
 
 def piece(text: str) -> int:
@@ -107,6 +113,39 @@ def write_checkpoint(folder: Path, kind: str = "chatglm3", **changes: Any) -> Pa
     write_json(folder / "config.json", config)
     save_file(weights_of(config), folder / "model.safetensors", metadata={"format": "pt"})
     return write_tokenizer(folder, kind)
+
+
+def original_weights(targets: list[str]) -> dict[str, torch.Tensor]:
+    """Those of the original's layers with such names, and its output layer if it is named."""
+    found = weights_of(CONFIG).items()
+    return {k: w for k, w in found if k.endswith(tuple(f".{t}.weight" for t in targets))}
+
+
+def write_adapter(folder: Path, targets: list[str], magnitudes: bool = False, **options) -> Path:
+    """A random adapter under the original's names, as peft would have saved it there."""
+    generator = torch.Generator().manual_seed(5)
+    tensors = {}
+    for name, weight in original_weights(targets).items():
+        place = PREFIX + name.removesuffix(".weight")
+        rows, columns = weight.shape
+        tensors[f"{place}.lora_A.weight"] = torch.randn(RANK, columns, generator=generator) * 0.2
+        tensors[f"{place}.lora_B.weight"] = torch.randn(rows, RANK, generator=generator) * 0.2
+        if magnitudes:
+            norms = torch.rand(rows, generator=generator) + 0.5
+            tensors[f"{place}.lora_magnitude_vector"] = norms
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=targets,
+        use_dora=magnitudes,
+        base_model_name_or_path="THUDM/chatglm3-6b",
+        **options,
+    )
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    return folder
 
 
 def write_tokenizer(folder: Path, kind: str) -> Path:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from chatglm_support import CONFIG, weights_of, write_checkpoint
-from peft import LoraConfig
+from chatglm_support import ALPHA, CONFIG, MODULES, PREFIX, RANK, write_adapter, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from main.errors import ModelError
@@ -13,42 +12,6 @@ from main.models import load_adapter, load_model, save_adapter
 from main.predictor.hf import Predictor
 
 IDS = torch.tensor([[1, 260, 7, 300, 45, 270, 99, 2], [5, 6, 7, 8, 9, 10, 11, 12]])
-MODULES = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
-RANK, ALPHA = 3, 12
-PREFIX = "base_model.model."
-
-
-def original_weights(targets: list[str]) -> dict[str, torch.Tensor]:
-    """Those of the original's layers with such names, and its output layer if it is named."""
-    found = weights_of(CONFIG).items()
-    return {k: w for k, w in found if k.endswith(tuple(f".{t}.weight" for t in targets))}
-
-
-def write_adapter(folder: Path, targets: list[str], magnitudes: bool = False, **options) -> Path:
-    """A random adapter under the original's names, as peft would have saved it there."""
-    generator = torch.Generator().manual_seed(5)
-    tensors = {}
-    for name, weight in original_weights(targets).items():
-        place = PREFIX + name.removesuffix(".weight")
-        rows, columns = weight.shape
-        tensors[f"{place}.lora_A.weight"] = torch.randn(RANK, columns, generator=generator) * 0.2
-        tensors[f"{place}.lora_B.weight"] = torch.randn(rows, RANK, generator=generator) * 0.2
-        if magnitudes:
-            norms = torch.rand(rows, generator=generator) + 0.5
-            tensors[f"{place}.lora_magnitude_vector"] = norms
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=RANK,
-        lora_alpha=ALPHA,
-        target_modules=targets,
-        use_dora=magnitudes,
-        base_model_name_or_path="THUDM/chatglm3-6b",
-        **options,
-    )
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(folder)
-    return folder
 
 
 def merged_there(folder: Path, base: Path, scale: float) -> Path:

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from chatglm_support import write_checkpoint
+from chatglm_support import MODULES, write_adapter, write_checkpoint
 from loader_support import load_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 from vllm_support import ENGINE, make_adapter
 
 from main.errors import ModelError
 from main.predictor.hf import Predictor as HFPredictor
+from main.predictor.lora import Adapters
 from main.predictor.vllm import Predictor
 from main.utils.convert_chatglm import convert_chatglm
 
@@ -106,3 +107,11 @@ def test_an_original_chatglm_folder_is_refused_with_the_command_that_converts_it
     original = write_checkpoint(tmp_path / "chatglm3-6b")
     with pytest.raises(ModelError, match=r"convert_chatglm .*chatglm3-6b' --output DIR"):
         Predictor(original)
+
+
+@pytest.mark.vllm
+def test_an_adapter_of_the_original_code_is_refused_with_what_helps(tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", MODULES)
+    adapters = Adapters(None, None, None, {"enable_lora": True}, None)
+    with pytest.raises(ModelError, match=r"names the layers of ChatGLM's original.*Merge it into"):
+        adapters.voice(adapter)

@@ -4,6 +4,8 @@ predictor = Predictor("models/SmolLM2-135M-Instruct", peft_path=None, max_model_
 predictor("What is the capital of France?")                     # -> ["..."]
 predictor("Sort this ticket: ...", choice=["refund", "exchange"])
 predictor("Hello", peft_path="save_model/other/Llama_100")      # another adapter for this call
+predictor({"role": "user", "content": [{"type": "image", "image": "a.jpg"},   # of a model that
+                                       {"type": "text", "text": "?"}]})       # reads images
 
 The engine starts processes of its own (tens of seconds on a CPU); `with Predictor(...) as pred:` or
 `pred.close()` ends them, and so does the end of the script.
