@@ -155,7 +155,8 @@ def _qwen(family: str, tokenizer: Any, text: dict[str, Any]) -> tuple[Any, Any]:
         vision |= {"fullatt_block_indexes": [1], "window_size": 56}
         return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids), _qwen_processor(14)
     vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64, "patch_size": 16}
-    text |= {"head_dim": head}
+    # transformers always interleaves this family's positions; vLLM is told by the checkpoint
+    text |= {"head_dim": head, "rope_parameters": rope | {"mrope_interleaved": True}}
     if family == "qwen3_vl_moe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
         return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **ids), _qwen_processor(16)
