@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from main.chatglm.adapter import is_original, translate
 from main.errors import MissingFileError, ModelError
 from main.options import nearest, raise_all
 
@@ -115,7 +116,7 @@ def load_adapter(
     from peft import set_peft_model_state_dict
 
     folder = _adapter_folder(path)
-    config, tensors = read_adapter(path)
+    config, tensors = _read_for(model, path)
     config.inference_mode = not trainable
     adapted = _with_places(model, config, tensors, folder)
     set_peft_model_state_dict(adapted, tensors)
@@ -126,7 +127,7 @@ def load_adapter(
 
 def check_adapter(model: "PreTrainedModel", path: str | os.PathLike[str]) -> None:
     """Raise what `load_adapter` would; `model` stays as it is, and may lie on the meta device."""
-    _with_places(model, *read_adapter(path), _adapter_folder(path)).unload()
+    _with_places(model, *_read_for(model, path), _adapter_folder(path)).unload()
 
 
 def _with_places(
@@ -161,6 +162,16 @@ def read_adapter(path: str | os.PathLike[str]) -> "tuple[Any, dict[str, torch.Te
         ModelError: damaged weights.
     """
     return adapter_config(path), _read(_adapter_folder(path))
+
+
+def _read_for(
+    model: "PreTrainedModel", path: str | os.PathLike[str]
+) -> "tuple[Any, dict[str, torch.Tensor]]":
+    """As `read_adapter`; one of ChatGLM's original code under the names of Glm's layers."""
+    config, tensors = read_adapter(path)
+    if model.config.model_type == "glm" and is_original(tensors):
+        return translate(config, tensors, model.config)
+    return config, tensors
 
 
 def save_adapter(

@@ -206,7 +206,7 @@ def _source(
     folder = _local_folder(path)
     if not folder or not is_chatglm(folder):
         where = {"pretrained_model_name_or_path": str(path), "trust_remote_code": trust_remote_code}
-        return _auto_class(config), where
+        return auto_class(config), where
     from main.chatglm.weights import load_weights
 
     return GlmForCausalLM, {
@@ -215,7 +215,7 @@ def _source(
     }
 
 
-def _auto_class(config: Any) -> Any:
+def auto_class(config: Any) -> Any:
     """Models that read images have a class of their own, which keeps their vision tower."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

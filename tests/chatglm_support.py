@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers.convert_slow_tokenizer import import_protobuf
 
@@ -54,6 +55,11 @@ CONFIG = {
     "pad_token_id": 0,
 }
 
+# Adapters of the original code.
+MODULES = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+RANK, ALPHA = 3, 12
+PREFIX = "base_model.model."
+
 
 def piece(text: str) -> int:
     return FIRST_PIECE + PIECES.index(text)
@@ -77,7 +83,7 @@ def weights_of(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]
         return torch.randn(*shape, generator=generator) * scale
 
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    groups = config["multi_query_group_num"] if config["multi_query_attention"] else heads
+    groups = config["multi_query_group_num"]
     rows = (heads + 2 * groups) * config["kv_channels"]
     weights = {
         "transformer.embedding.word_embeddings.weight": random(config["padded_vocab_size"], hidden),
@@ -107,6 +113,39 @@ def write_checkpoint(folder: Path, kind: str = "chatglm3", **changes: Any) -> Pa
     write_json(folder / "config.json", config)
     save_file(weights_of(config), folder / "model.safetensors", metadata={"format": "pt"})
     return write_tokenizer(folder, kind)
+
+
+def original_weights(targets: list[str]) -> dict[str, torch.Tensor]:
+    """Those of the original's layers with such names, and its output layer if it is named."""
+    found = weights_of(CONFIG).items()
+    return {k: w for k, w in found if k.endswith(tuple(f".{t}.weight" for t in targets))}
+
+
+def write_adapter(folder: Path, targets: list[str], magnitudes: bool = False, **options) -> Path:
+    """A random adapter under the original's names, as peft would have saved it there."""
+    generator = torch.Generator().manual_seed(5)
+    tensors = {}
+    for name, weight in original_weights(targets).items():
+        place = PREFIX + name.removesuffix(".weight")
+        rows, columns = weight.shape
+        tensors[f"{place}.lora_A.weight"] = torch.randn(RANK, columns, generator=generator) * 0.2
+        tensors[f"{place}.lora_B.weight"] = torch.randn(rows, RANK, generator=generator) * 0.2
+        if magnitudes:
+            norms = torch.rand(rows, generator=generator) + 0.5
+            tensors[f"{place}.lora_magnitude_vector"] = norms
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=targets,
+        use_dora=magnitudes,
+        base_model_name_or_path="THUDM/chatglm3-6b",
+        **options,
+    )
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    return folder
 
 
 def write_tokenizer(folder: Path, kind: str) -> Path:

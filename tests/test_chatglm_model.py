@@ -30,7 +30,7 @@ def rotate(vector: list[float], position: int, base: float) -> list[float]:
 def attention(fused: torch.Tensor, config: dict, base: float) -> torch.Tensor:
     """Causal attention, position by position, from rows (q heads, k groups, v groups)."""
     heads, size = config["num_attention_heads"], config["kv_channels"]
-    groups = config["multi_query_group_num"] if config["multi_query_attention"] else heads
+    groups = config["multi_query_group_num"]
     parts = fused.view(len(fused), heads + 2 * groups, size)
     result = torch.zeros(len(fused), heads, size, dtype=fused.dtype)
     for head in range(heads):
@@ -84,7 +84,6 @@ def test_the_rotary_pairs_are_neighbours_and_half_of_a_head_is_left_alone():
     "changes",
     [
         {},
-        {"multi_query_attention": False},
         {"multi_query_group_num": 1},
         {"add_qkv_bias": False},
         {"rope_ratio": 500, "layernorm_epsilon": 1.5625e-07},
@@ -232,6 +231,7 @@ def test_the_original_s_own_configuration_object_is_translated(tmp_path):
         ({"apply_residual_connection_post_layernorm": True}, "has no counterpart"),
         ({"add_bias_linear": True}, "has no counterpart"),
         ({"post_layer_norm": False}, "has no counterpart"),
+        ({"multi_query_attention": False}, "mixes q, k and v head by head"),
     ],
 )
 def test_what_would_load_as_another_model_is_refused(tmp_path, changes, message):

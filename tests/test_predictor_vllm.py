@@ -9,16 +9,15 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from conftest import ROOT
-from vllm_support import ENGINE, save_tiny
+from vllm_support import ENGINE, make_adapter, save_tiny
 
 from main.errors import ConfigError, GenerationError, MissingExtraError, ModelError
-from main.models import LoraOptions, add_adapter, load_model, load_tokenizer, save_adapter
+from main.models import load_tokenizer
 from main.predictor.engine import own_device
 from main.predictor.hf import Predictor as HFPredictor
 from main.predictor.lora import Adapters, room_for
@@ -41,15 +40,6 @@ def pred(small_model_path):
         small_model_path, dtype="float32", enable_lora=True, max_lora_rank=8, **options
     ) as predictor:
         yield predictor
-
-
-def make_adapter(model_path: Path, folder: Path, seed: int, **options) -> Path:
-    """A random adapter, large enough to change every answer."""
-    torch.manual_seed(seed)
-    options = {"lora_r": 4, "lora_alpha": 8, "init_lora_weights": False} | options
-    adapted = add_adapter(load_model(model_path, device="cpu"), LoraOptions(**options))
-    save_adapter(adapted, folder)
-    return folder
 
 
 def real_prompts(count: int) -> list[str]:

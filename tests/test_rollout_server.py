@@ -1,13 +1,9 @@
 """Completions drawn by a server beside the training; a dead, slow or stale one is a clear error."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import requests
@@ -15,6 +11,7 @@ import torch
 from launch import free_port
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
+from vllm_server import TINY, served
 from vllm_support import policy_on, save_tiny, scatter, scored
 
 from main.errors import ConfigError, GenerationError
@@ -26,7 +23,6 @@ from main.trainer.rollout_server import Server, ServerSampler
 
 PROMPTS = [[1, 5, 9], [1, 5, 9], [2, 7], [3] * 12]
 STOPS = (4, 11)
-START_SECONDS = 400
 
 
 @pytest.fixture(scope="module")
@@ -38,37 +34,11 @@ def base(tmp_path_factory, small_model_path):
 @pytest.fixture(scope="module")
 def url(base, tmp_path_factory):
     """`trl vllm-serve` on the tiny model, as the second terminal of the guide."""
-    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
-    command = [Path(sys.executable).parent / "trl", "vllm-serve", "--model", base]
-    command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
-    command += ["--enforce-eager", "true", "--enable-lora", "--max-lora-rank", 8]
-    command += ["--kv-cache-memory-bytes", 2**28]
-    environment = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [str(part) for part in command], env=environment, stdout=output, stderr=output
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(address, server, log)
+    command = ["trl", "vllm-serve", "--model", base, *TINY, "--enforce-eager", "true"]
+    command += ["--enable-lora", "--max-lora-rank", 8]
+    log = tmp_path_factory.mktemp("server") / "log"
+    with served(command, log, VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as address:
         yield address
-    finally:
-        server.terminate()
-        try:
-            server.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-
-def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            if requests.get(f"{address}/health", timeout=5).ok:
-                return
-        except requests.RequestException:
-            time.sleep(1)
-    pytest.fail(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,7 @@ _TEXT = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
 }
+_WIDE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32
 
 
 def picture(width: int = 84, height: int = 56, seed: int = 0) -> Image.Image:
@@ -99,10 +100,17 @@ def _tokenizer(family: str) -> Any:
     return tokenizer
 
 
-def build(path: Path, family: str, tied: bool = True) -> Path:
-    """Write a random checkpoint of `family`, with the Qwen vocabulary and the real template."""
+def build(path: Path, family: str, tied: bool = True, wide: bool = False) -> Path:
+    """Write a random checkpoint of `family`, with the Qwen vocabulary and the real template.
+
+    `wide` gives it the heads that vLLM's CPU build can run.
+    """
     tokenizer = _tokenizer(family)
-    text = _TEXT | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    text = (
+        _TEXT
+        | (_WIDE if wide else {})
+        | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    )
     text |= {"tie_word_embeddings": tied}
     config, processor = (_llava if family.startswith("llava") else _qwen)(family, tokenizer, text)
     config.tie_word_embeddings = tied
@@ -127,18 +135,28 @@ def _qwen(family: str, tokenizer: Any, text: dict[str, Any]) -> tuple[Any, Any]:
         "vision_start_token_id": start,
         "vision_end_token_id": end,
     }
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    hidden = text["hidden_size"]
+    head = hidden // text["num_attention_heads"]
+    sections = [head // 4, head // 8, head // 8]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
     text = text | {"rope_parameters": rope}
     if family == "qwen2_vl":
-        vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+        vision = {
+            "depth": 2,
+            "embed_dim": 16,
+            "hidden_size": hidden,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+        }
         return Qwen2VLConfig(text_config=text, vision_config=vision, **ids), _qwen_processor(14)
     vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
-    vision |= {"out_hidden_size": 32}
+    vision |= {"out_hidden_size": hidden}
     if family == "qwen2_5_vl":
         vision |= {"fullatt_block_indexes": [1], "window_size": 56}
         return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids), _qwen_processor(14)
     vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64, "patch_size": 16}
-    text |= {"head_dim": 8}
+    # transformers always interleaves this family's positions; vLLM is told by the checkpoint
+    text |= {"head_dim": head, "rope_parameters": rope | {"mrope_interleaved": True}}
     if family == "qwen3_vl_moe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
         return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **ids), _qwen_processor(16)

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from main.models import LoraOptions, add_adapter, load_model, save_adapter
 from main.trainer.logprobs import LogprobModel, scoring
 from main.trainer.rollout import Completion
 
@@ -30,6 +31,15 @@ def save_tiny(folder: Path, vocabulary: int = 61, tokenizer: Any = None) -> Path
     LlamaForCausalLM(config).save_pretrained(folder)
     if tokenizer:
         tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_adapter(model_path: Path, folder: Path, seed: int, **options) -> Path:
+    """A random adapter, large enough to change every answer."""
+    torch.manual_seed(seed)
+    options = {"lora_r": 4, "lora_alpha": 8, "init_lora_weights": False} | options
+    adapted = add_adapter(load_model(model_path, device="cpu"), LoraOptions(**options))
+    save_adapter(adapted, folder)
     return folder
 
 

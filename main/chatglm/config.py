@@ -50,7 +50,6 @@ def map_config(raw: Mapping[str, Any], folder: Path) -> Any:
 
     _refuse(raw, folder)
     heads = raw["num_attention_heads"]
-    shared = raw.get("multi_query_attention", False)
     return GlmConfig(
         architectures=["GlmForCausalLM"],
         vocab_size=raw["padded_vocab_size"],
@@ -58,7 +57,7 @@ def map_config(raw: Mapping[str, Any], folder: Path) -> Any:
         intermediate_size=raw["ffn_hidden_size"],
         num_hidden_layers=raw["num_layers"],
         num_attention_heads=heads,
-        num_key_value_heads=raw["multi_query_group_num"] if shared else heads,
+        num_key_value_heads=raw["multi_query_group_num"],
         head_dim=raw.get("kv_channels") or raw["hidden_size"] // heads,
         max_position_embeddings=raw["seq_length"],
         rms_norm_eps=raw["layernorm_epsilon"],
@@ -121,6 +120,11 @@ def _other_setting(raw: Mapping[str, Any], kind: Kind) -> str:
                 f"{name}={raw[name]!r} in config.json has no counterpart in transformers' Glm, "
                 f"which computes as {name}={value!r}. Use a released checkpoint."
             )
+    if not raw.get("multi_query_attention", False):
+        return (
+            "multi_query_attention is not set in config.json, and without it query_key_value "
+            "mixes q, k and v head by head, which is not built. Use a released checkpoint."
+        )
     if kind == "chatglm2" and (raw.get("rope_ratio") or 1) != 1:
         return (
             f"rope_ratio={raw['rope_ratio']} of a ChatGLM2 is said to stretch positions, where "

@@ -52,33 +52,46 @@ def rename(name: str, tensor: "torch.Tensor", config: Any) -> "dict[str, torch.T
     """
     if name == COMPUTED:
         return {}
+    names = new_names(name)
+    parts = [tensor] if len(names) == 1 else split_rows(name, tensor, config)
+    return dict(zip(names, parts, strict=True))
+
+
+def new_names(name: str) -> list[str]:
+    """The name that Glm gives to an original tensor; three names, of q, k and v, for a fused one.
+
+    Raises:
+        ModelError: an unknown name.
+    """
     if name in OUTER_NAMES:
-        return {OUTER_NAMES[name]: tensor}
+        return [OUTER_NAMES[name]]
     layer = LAYER.fullmatch(name)
     if layer and layer[2] in LAYER_NAMES:
-        return {f"model.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}": tensor}
+        return [f"model.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}"]
     fused = layer and FUSED.fullmatch(layer[2])
     if layer and fused:
-        return _split(f"model.layers.{layer[1]}.self_attn", fused[1], tensor, config)
+        return [f"model.layers.{layer[1]}.self_attn.{part}_proj.{fused[1]}" for part in "qkv"]
     raise ModelError(
         f"the tensor '{name}' is none of a ChatGLM2, ChatGLM3 or GLM-4 model. Quantised and "
         "prompt-tuned checkpoints cannot be loaded; use the original fp16 one."
     )
 
 
-def _split(place: str, part: str, tensor: "torch.Tensor", config: Any) -> "dict[str, torch.Tensor]":
-    """query_key_value, rows (heads + 2 groups) x head size -> q, k and v."""
+def split_rows(name: str, tensor: "torch.Tensor", config: Any) -> "list[torch.Tensor]":
+    """Rows of query_key_value, (heads + 2 groups) x head size -> those of q, k and v.
+
+    Raises:
+        ModelError: another number of rows.
+    """
     groups = config.num_key_value_heads * config.head_dim
     sizes = [config.num_attention_heads * config.head_dim, groups, groups]
     if len(tensor) != sum(sizes):
         raise ModelError(
-            f"{place}: query_key_value.{part} has {len(tensor)} rows; config.json asks for "
-            f"{sizes[0]} + {groups} + {groups}. It belongs to another checkpoint."
+            f"'{name}' has {len(tensor)} rows; config.json asks for {sizes[0]} + {groups} + "
+            f"{groups}. It belongs to another checkpoint."
         )
     # clone: parameters that share one storage could not be saved
-    pieces = [piece.clone() for piece in tensor.split(sizes)]
-    names = [f"{place}.{letter}_proj.{part}" for letter in "qkv"]
-    return dict(zip(names, pieces, strict=True))
+    return [piece.clone() for piece in tensor.split(sizes)]
 
 
 def _tied(weights: "dict[str, torch.Tensor]", folder: Path) -> "dict[str, torch.Tensor]":

@@ -14,10 +14,13 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import psutil
 
+from main.chatglm import is_chatglm
 from main.errors import ConfigError, GenerationError, MainError, MissingExtraError, ModelError
 
 STARTING = threading.Lock()  # one engine at a time, so that its processes are known
@@ -41,11 +44,19 @@ class Request(NamedTuple):
     prompt_ids: token ids.
     params: vLLM's `SamplingParams`.
     adapter: vLLM's `LoRARequest`, or None for the base model.
+    images: see `main.predictor.pixels.image_input`.
     """
 
     prompt_ids: list[int]
     params: Any
     adapter: Any = None
+    images: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def engine_input(self) -> dict[str, Any]:
+        """vLLM's processed input: there is nothing left to render."""
+        kind = "multimodal" if self.images else "token"
+        return {"type": kind, "prompt_token_ids": self.prompt_ids, **self.images}
 
 
 def load_vllm() -> Any:
@@ -81,6 +92,7 @@ class Engine:
 
     def __init__(self, arguments: Mapping[str, Any]):
         vllm = load_vllm()
+        _refuse_original_chatglm(arguments["model"])
         self._loop = asyncio.new_event_loop()
         self._numbers = itertools.count()
         self._parts: dict[str, Any] = {}  # filled below, emptied by closing
@@ -200,11 +212,21 @@ class Engine:
                 group.create_task(self._one(index, request, put))
 
     async def _one(self, index: int, request: Request, put: Callable[[int, Any], None]) -> None:
-        prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}  # nothing to render
         name = str(next(self._numbers))
-        outputs = self._llm.generate(prompt, request.params, name, lora_request=request.adapter)
+        outputs = self._llm.generate(
+            request.engine_input, request.params, name, lora_request=request.adapter
+        )
         async for output in outputs:
             put(index, output)
+
+
+def _refuse_original_chatglm(model: str) -> None:
+    if is_chatglm(Path(model)):
+        raise ModelError(
+            f"'{model}' is ChatGLM in its original form, whose tokenizer vLLM cannot load. Write "
+            "it once in transformers' form and give that folder: "
+            f"python -m main.utils.convert_chatglm '{model}' --output DIR"
+        )
 
 
 async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from main.adapters import CONFIG, WEIGHTS, adapter_config, check_adapter
+from main.adapters import CONFIG, WEIGHTS, adapter_config, check_adapter, read_adapter
+from main.chatglm.adapter import is_original
 from main.errors import ConfigError, ModelError
-from main.models import has_tokenizer, load_tokenizer
+from main.models import auto_class, has_tokenizer, load_tokenizer
 from main.predictor.base import Voice
 from main.predictor.engine import Engine
 from main.predictor.request import answer_lead
@@ -118,6 +119,7 @@ class Adapters:
     def _load(self, folder: Path) -> Voice:
         from vllm.lora.request import LoRARequest
 
+        _refuse_original_chatglm(folder)
         check_adapter(_skeleton(self.config), folder)
         number = next(self._numbers)
         # the name is part of the key under which vLLM keeps the prompts that it has seen
@@ -129,10 +131,17 @@ class Adapters:
         return Voice(tokenizer, self.stop_ids(tokenizer), answer_lead(tokenizer), request)
 
 
+def _refuse_original_chatglm(folder: Path) -> None:
+    if is_original(read_adapter(folder)[1]):
+        raise ModelError(
+            f"adapter '{folder}' names the layers of ChatGLM's original code, which vLLM does not "
+            "translate. Merge it into its base (main.utils.merge_model) and serve that."
+        )
+
+
 def _skeleton(config: Any) -> Any:
     """The base model without weights: vLLM itself takes an adapter of other shapes unseen."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return auto_class(config).from_config(config)

@@ -4,6 +4,8 @@ predictor = Predictor("models/SmolLM2-135M-Instruct", peft_path=None, max_model_
 predictor("What is the capital of France?")                     # -> ["..."]
 predictor("Sort this ticket: ...", choice=["refund", "exchange"])
 predictor("Hello", peft_path="save_model/other/Llama_100")      # another adapter for this call
+predictor({"role": "user", "content": [{"type": "image", "image": "a.jpg"},   # of a model that
+                                       {"type": "text", "text": "?"}]})       # reads images
 
 The engine starts processes of its own (tens of seconds on a CPU); `with Predictor(...) as pred:` or
 `pred.close()` ends them, and so does the end of the script.
@@ -15,6 +17,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from main.models import dtype_name, load_config, load_tokenizer, stop_token_ids
 from main.options import nearest, parse, raise_all
 from main.predictor.base import BasePredictor, Voice
@@ -22,8 +26,10 @@ from main.predictor.decode import Row
 from main.predictor.engine import ALIKE, Engine, Request, engine_options
 from main.predictor.lora import Adapters, lora_arguments
 from main.predictor.params import sampling_params, take
+from main.predictor.pixels import OWN_PIXELS, check_torchvision, image_input
 from main.predictor.request import answer_lead
 from main.predictor.sampling import GenerationOptions
+from main.vision import load_vision
 
 OWN_ADAPTER = Path()  # stands for the adapter that the predictor was made with
 SET_HERE = {"model", "tokenizer"}  # engine options that this module decides
@@ -122,6 +128,11 @@ class Predictor(BasePredictor):
         tokenizer = load_tokenizer(
             own.model_from_pretrained, trust_remote_code=own.trust_remote_code
         )
+        self.vision = load_vision(own.model_from_pretrained, config, tokenizer)
+        if self.vision is not None:
+            check_torchvision(own.model_from_pretrained)
+            arguments = {**arguments, **OWN_PIXELS}
+        self._dtype = getattr(torch, arguments["dtype"])
         self._generation_config = _generation_config(own.model_from_pretrained, config)
         self.system_prompt = own.system_prompt
         self.engine = Engine(arguments)
@@ -173,7 +184,7 @@ class Predictor(BasePredictor):
             for row in running
         ]
         requests = [
-            Request(row.prompt_ids, param, voice.adapter)
+            Request(row.prompt_ids, param, voice.adapter, self._images(row))
             for row, param in zip(running, params, strict=True)
         ]
         if not stepwise:
@@ -182,6 +193,11 @@ class Predictor(BasePredictor):
             yield rows
             return
         yield from self._steps(running, requests, voice)
+
+    def _images(self, row: Row) -> Mapping[str, Any]:
+        if self.vision is None:
+            return {}
+        return image_input(row.prompt_ids, row.visuals, self.vision, self._dtype)
 
     def _steps(self, rows: list[Row], requests: list[Request], voice: Voice) -> Iterator[list[Row]]:
         """Tokens as they come, until every row is finished, be it by its caller."""

@@ -37,6 +37,7 @@ from main.utils.folders import write_directory
 from main.utils.logits import largest_difference, prompt_logits, same_top
 from main.utils.merge_weights import full_precision_base, merge_adapter
 from main.utils.ollama import find_converter, modelfile_start, write_gguf, write_modelfile
+from main.vision.processor import copy_settings
 
 if TYPE_CHECKING:
     import torch
@@ -166,6 +167,7 @@ def merge_model(
     def write(folder: Path) -> None:
         merged.models.pop().save_pretrained(folder, max_shard_size=settings.max_shard_size)
         tokenizer.save_pretrained(folder)
+        copy_settings(str(settings.base), folder)
         gc.collect()  # the model just written, before it is opened again
         report = _report(settings, merged, prompt_logits(_reopen(folder, settings), prompts), dtype)
         _refuse(report.saved, settings, report.dtype, f"saving in {report.dtype}")

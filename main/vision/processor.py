@@ -9,6 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from main.errors import DataError, MissingFileError, ModelError
@@ -193,6 +194,14 @@ class VisionProcessor(ABC):
 
 
 SETTINGS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+
+
+def copy_settings(path: str, folder: Path) -> None:
+    """Give `folder` what the model at `path` says of its images; nothing for a model of text."""
+    for name in (*SETTINGS, "chat_template.json"):
+        text = settings_text(path, name)
+        if text:
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def settings_text(path: str, name: str) -> str:
