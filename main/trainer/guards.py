@@ -40,8 +40,12 @@ class StopSignal:
         if self.received is None:
             self.received, self._received_at = number, time.monotonic()
         elif not launched() or time.monotonic() - self._received_at > self.AGAIN:
+            handler = self._previous[number]
             self.disarm()
-            signal.raise_signal(number)
+            if callable(handler):  # called: a signal raised here may be handled much later
+                handler(number, frame)
+            else:
+                signal.raise_signal(number)
 
     def exception(self) -> BaseException:
         """What the signal would have raised on its own."""
