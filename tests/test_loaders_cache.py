@@ -236,9 +236,9 @@ from main.loaders import get_template, load_dataset_split
 template = get_template(AutoTokenizer.from_pretrained(sys.argv[1]), "LLM_Chat")
 try:
     rows = load_dataset_split(sys.argv[2], "LLM_Chat", template, cache_dir=sys.argv[3])
-    said = f"rows {len(rows)}\n"
+    said = f"rows {len(rows)}\\n"
 except Exception as error:
-    said = f"refused {type(error).__name__}\n"
+    said = f"refused {type(error).__name__}\\n"
 sys.stdout.write(said)  # at once: two processes share the output
 """
 

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
+import small_project
 import torch
 from launch import free_port
 from peft import LoraConfig, get_peft_model
@@ -28,14 +29,14 @@ STOPS = (4, 11)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, small_model_path):
     folder = tmp_path_factory.mktemp("base")
-    return save_tiny(folder, tokenizer=load_tokenizer(small_model_path))
+    return save_tiny(folder, tokenizer=load_tokenizer(small_model_path), context=512)
 
 
 @pytest.fixture(scope="module")
 def url(base, tmp_path_factory):
     """`trl vllm-serve` on the tiny model, as the second terminal of the guide."""
     command = ["trl", "vllm-serve", "--model", base, *TINY, "--enforce-eager", "true"]
-    command += ["--enable-lora", "--max-lora-rank", 8]
+    command += ["--enable-lora", "--max-lora-rank", 16]
     log = tmp_path_factory.mktemp("server") / "log"
     with served(command, log, VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as address:
         yield address
@@ -46,6 +47,14 @@ def shared(url, base):
     sampler = ServerSampler(policy_on(base), SamplingOptions(), STOPS, 0, url=url, timeout=120)
     yield sampler
     sampler.close()
+
+
+@pytest.mark.vllm
+def test_the_guides_second_terminal_trains(url, base, encoder_path, tmp_path):
+    project = small_project.make(tmp_path, base, encoder_path)
+    command = ["examples/run.py", "--vllm_device", "0", "--vllm_url", url]
+    assert "EpochResult(epoch=1" in small_project.run(command, project)
+    assert list(project.glob("save_model/grpo_vllm/Llama_*/adapter_config.json"))
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from main.trainer.rollout import Completion
 ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28}
 
 
-def save_tiny(folder: Path, vocabulary: int = 61, tokenizer: Any = None) -> Path:
+def save_tiny(
+    folder: Path, vocabulary: int = 61, tokenizer: Any = None, context: int = 128
+) -> Path:
     """A random Llama of two layers; a tokenizer decides the vocabulary."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -24,7 +26,7 @@ def save_tiny(folder: Path, vocabulary: int = 61, tokenizer: Any = None) -> Path
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=128,
+        max_position_embeddings=context,
         bos_token_id=1,
         eos_token_id=4,
     )
