@@ -23,7 +23,7 @@ NOT_RUN = {
     "model.chat(": "a method of that code",
     "model.stream_chat(": "a method of that code",
     "trl vllm-serve": "a shell command: a server in another terminal",
-    "accelerate launch": "a shell command; examples/run.py is tested with GRPO",
+    "accelerate launch": "a shell command; test_rollout_server.py runs examples/run.py",
     '"type": "image"': "needs a vision-language model; see test_predictor_vl.py",
     "main.predictor.vllm": "needs an engine; see test_predictor_vllm.py",
 }
