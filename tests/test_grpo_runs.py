@@ -22,7 +22,7 @@ from pathlib import Path
 from test_grpo import make_trainer, run
 setup, options = json.loads(sys.argv[1])
 for result in run(make_trainer(Path(setup.pop("model")), **setup), **options):
-    print("RESULT", json.dumps([result.train, result.eval, result.step]))
+    sys.stdout.write("RESULT " + json.dumps([result.train, result.eval, result.step]) + "\\n")
 """
 
 

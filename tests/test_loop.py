@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import signal
-import threading
+import time
 
 import pytest
 import torch
@@ -181,9 +181,17 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_auto_goes_on_bit_equal(tmp_path):
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
-    def twice():  # each is handled before its call returns: two under way become one
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    def twice():  # one after the other: two that are under way become one
+        guard = signal.getsignal(signal.SIGINT).__self__
+        signal.raise_signal(signal.SIGINT)
+        wait(lambda: guard.received is not None)
+        signal.raise_signal(signal.SIGINT)
+        wait(lambda: False)  # the step would go on after that
+
+    def wait(until):
+        end = time.monotonic() + 10
+        while not until() and time.monotonic() < end:
+            time.sleep(0.01)
 
     stopped = Stopping(make_rows(12))
     stopped.at, stopped.how = 2, twice

@@ -234,7 +234,7 @@ import json, sys
 from main.trainer.lora import Trainer
 arguments, options = json.loads(sys.argv[1])
 for result in Trainer(**arguments)(**options):
-    print("RESULT", json.dumps([result.train, result.eval, result.step]))
+    sys.stdout.write("RESULT " + json.dumps([result.train, result.eval, result.step]) + "\\n")
 """
 
 

@@ -31,7 +31,7 @@ from ppo_support import QUICK
 from main.trainer.ppo import Trainer
 arguments, options = json.loads(sys.argv[1])
 for result in Trainer(**arguments)(**QUICK | options):
-    print("RESULT", json.dumps([result.train, result.eval, result.step]))
+    sys.stdout.write("RESULT " + json.dumps([result.train, result.eval, result.step]) + "\\n")
 """
 
 
