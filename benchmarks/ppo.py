@@ -12,6 +12,7 @@ against its start on them, nats a completion. Results go to benchmarks/results/p
 import argparse
 import itertools
 import json
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -144,7 +145,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 def save(form: str, figures: dict[str, Any], arguments: Any) -> None:
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     found[form] = figures | {name: getattr(arguments, name) for name in SETTINGS}
-    found["command"] = "python benchmarks/ppo.py"
+    found["command"] = " ".join(["python", *sys.argv])
     steps = f"{arguments.sft_steps} SFT steps of 8 rows of ticket_en, lr 1e-3, lora_r 8"
     found["start"] = "another adapter" if arguments.sft else steps
     found["packages"] = {name: version(name) for name in ("torch", "transformers", "peft")}
