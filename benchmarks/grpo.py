@@ -7,6 +7,7 @@ not end them), float32, no gradient checkpointing, beta 0, the same prompts on b
 Seconds are those of the training alone: generation, rewards and updates; benchmarks/paired.py tells
 how they are measured. Where vLLM is installed a third side draws with it in the same process: its
 start is not counted, and of its engine only wall time: CPU time and memory are another process's.
+It still ends at the model's own end token: compare `completion_length` before its time is quoted.
 """
 
 import argparse
