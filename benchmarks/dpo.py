@@ -19,7 +19,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from paired import Rounds, compare, usage
+from paired import TRL_PLAIN, Rounds, compare, usage
 
 BATCH, MAX_LENGTH, LR, BETA, SEED = 2, 512, 2e-4, 0.1, 42
 
@@ -52,23 +52,13 @@ def run_trl(options: argparse.Namespace) -> dict[str, Any]:
     ours = our_trainer(options)  # the same base with the same adapter, the same encoded pairs
     rows = [ours.train_data[i] for i in order(ours)]
     settings = DPOConfig(
-        output_dir="trl",
+        **TRL_PLAIN,
         per_device_train_batch_size=BATCH,
         max_length=None,
-        num_train_epochs=1,
         learning_rate=LR,
         beta=BETA,
-        lr_scheduler_type="constant",
-        logging_steps=1,
         train_sampling_strategy="sequential",
-        gradient_checkpointing=False,
-        bf16=False,
-        save_strategy="no",
-        report_to="none",
         seed=SEED,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
     )
     trainer = DPOTrainer(
         ours.policy,

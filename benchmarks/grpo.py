@@ -17,7 +17,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from paired import compare, usage
+from paired import TRL_PLAIN, compare, usage
 
 GROUP, LR, SEED = 8, 1e-4, 42
 
@@ -54,23 +54,13 @@ def run_trl(options: argparse.Namespace) -> dict[str, Any]:
     ours = our_trainer(options)  # the same base with the same adapter
     rows = [{"prompt": json.loads(row["prompt"])} for row in ours.train_data]
     settings = GRPOConfig(
-        output_dir="trl",
+        **TRL_PLAIN,
         per_device_train_batch_size=GROUP * options.prompts,
         num_generations=GROUP,
         max_completion_length=options.tokens,
         generation_kwargs={"min_new_tokens": options.tokens},
-        num_train_epochs=1,
         learning_rate=LR,
-        lr_scheduler_type="constant",
-        gradient_checkpointing=False,
-        bf16=False,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=1,
         seed=SEED,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
     )
     trainer = GRPOTrainer(
         ours.policy,

@@ -27,6 +27,21 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate")
 COSTS = ("wall", "cpu", "peak_mib")
 
+# What every trainer of TRL is told: nothing beside the training itself.
+TRL_PLAIN: dict[str, Any] = {
+    "output_dir": "trl",
+    "num_train_epochs": 1,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "disable_tqdm": True,
+}
+
 Figures = dict[str, Any]
 Rounds = dict[str, list[Figures]]
 

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paired import Rounds, compare, usage
+from paired import TRL_PLAIN, Rounds, compare, usage
 
 BATCH, LR, SEED = 8, 2e-4, 42
 
@@ -84,22 +84,12 @@ def trl_side(ours: Any, ordered: bool) -> Side:
     steps = plan_epoch(ours.train_data.lengths, BATCH, SEED, 1)
     order = [i for step in steps for i in step] if ordered else range(len(ours.train_data))
     settings = SFTConfig(
-        output_dir="trl",
+        **TRL_PLAIN,
         per_device_train_batch_size=BATCH,
         max_length=None,
-        num_train_epochs=1,
         learning_rate=LR,
-        lr_scheduler_type="constant",
-        logging_steps=1,
         train_sampling_strategy="sequential" if ordered else "random",
-        gradient_checkpointing=False,
-        bf16=False,
-        save_strategy="no",
-        report_to="none",
         seed=SEED,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
     )
     trainer = SFTTrainer(
         ours.policy,
