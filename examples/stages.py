@@ -10,13 +10,13 @@ like and still gets many wrong, so that there is something left to align.
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prettytable import PrettyTable
+from quickstart import read_dev
 from transformers.utils.logging import disable_progress_bar
 
 from main.predictor.hf import Predictor
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--max_rows", type=int, help="at most so many training rows a stage")
     arguments = parser.parse_args()
     disable_progress_bar()
-    prompts, gold = dev_rows(arguments.dev_rows)
+    prompts, gold = read_dev(arguments.dev_rows)
     table = PrettyTable(["after", "exactly right", "fields right", "minutes"], align="l")
     adapters: dict[str, Any] = {"sft": arguments.sft}
     table.add_row(["the base model", *scores(arguments.model, None, prompts, gold), ""])
@@ -133,13 +133,6 @@ def first_rows(data: str, count: int, folder: Path) -> Path:
     with open(f"data/{data}_train.jsonl", encoding="utf-8") as source:
         target.write_text("".join(itertools.islice(source, count)), encoding="utf-8")
     return target
-
-
-def dev_rows(count: int) -> tuple[list[list[dict]], list[str]]:
-    """Prompts and gold answers of the first dev rows."""
-    lines = Path("data/ticket_en_dev.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-    dialogues = [json.loads(line)["conversations"] for line in lines]
-    return [d[:-1] for d in dialogues], [d[-1]["content"] for d in dialogues]
 
 
 def scores(model: str, adapter: Any, prompts: Sequence[Any], gold: Sequence[str]) -> list[str]:
