@@ -426,6 +426,7 @@ def _quantization_config(quantization: str | None, dtype: "torch.dtype") -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,  # FSDP2 cuts parameters of one dtype
     )
 
 

@@ -10,6 +10,7 @@ are alike on all processes.
 import copy
 import json
 import sys
+import tempfile
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig, Qwen3Config
 
 from main.adapters import LoraOptions, add_adapter
+from main.models import load_model
 from main.trainer.layout import Layout
 from main.trainer.logprobs import LogprobModel, scoring
 from main.trainer.sharded import Sharded
@@ -37,11 +39,17 @@ SIZES: dict[str, Any] = {
 CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "glm": GlmConfig}
 
 
-def small(family: str, tied: bool, adapter: dict[str, Any]) -> LogprobModel:
+def small(family: str, tied: bool, quantization: Any, adapter: dict[str, Any]) -> LogprobModel:
     """The same on every process, with an adapter that is not zero."""
     torch.manual_seed(0)
     config = CONFIGS[family](**SIZES, tie_word_embeddings=tied)
-    model = add_adapter(AutoModelForCausalLM.from_config(config), LoraOptions(**adapter))
+    base = AutoModelForCausalLM.from_config(config)
+    if quantization:
+        folder = gather_objects(tempfile.mkdtemp())[0]
+        base.save_pretrained(folder)  # by the first process
+        gather_objects("saved")
+        base = load_model(folder, quantization=quantization, device="cpu")
+    model = add_adapter(base, LoraOptions(**adapter))
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -71,11 +79,12 @@ def compare(
     family: str = "llama",
     tied: bool = False,
     checkpointing: bool = False,
+    quantization: str | None = None,
     adapter: dict[str, Any] | None = None,
     **layout: Any,
 ) -> dict[str, Any]:
     plan = Layout(**layout)
-    whole = small(family, tied, {"lora_r": 4} | (adapter or {}))
+    whole = small(family, tied, quantization, {"lora_r": 4} | (adapter or {}))
     model = copy.deepcopy(whole)
     if checkpointing:
         model.causal_lm().gradient_checkpointing_enable({"use_reentrant": False})

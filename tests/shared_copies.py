@@ -14,11 +14,11 @@ from test_processes import results, same_adapter, same_numbers
 SCRIPT, PARTS = ROOT / "tests" / "four.py", ROOT / "tests" / "parts.py"
 
 
-def one_process(model: Path, methods: list[str]) -> dict[str, list[Any]]:
+def one_process(model: Path, methods: list[str], **setup: Any) -> dict[str, list[Any]]:
     """The results of each method with 8 rows a step, below one/."""
     expected = {}
     for method in methods:
-        trainer = four.make_trainer(method, model, batch_size=8, output_dir="one")
+        trainer = four.make_trainer(method, model, batch_size=8, output_dir="one", **setup)
         expected[method] = list(four.run(trainer, method))
     return expected
 
@@ -28,11 +28,11 @@ def of(top: str, result: Any) -> Path:
     return Path(str(result.checkpoint).replace("one/", f"{top}/", 1))
 
 
-def runs(model: Path, copies: int, expected: dict[str, list[Any]]) -> list[str]:
+def runs(model: Path, copies: int, expected: dict[str, list[Any]], **setup: Any) -> list[str]:
     """Arguments of tests/four.py: the same steps by `copies` of the model, below two/; then the
     first method once more from its first checkpoint, below again/."""
     two = {"model": str(model), "batch_size": 4 // copies, "batch_size_eval": 3,
-           "output_dir": "two", "options": {"gradient_accumulation_steps": 2}}  # fmt: skip
+           "output_dir": "two", "options": {"gradient_accumulation_steps": 2}} | setup  # fmt: skip
     first = next(iter(expected))
     options = two["options"] | {"resume_from_checkpoint": str(of("two", expected[first][0]))}
     again = {"method": first} | two | {"output_dir": "again", "options": options}

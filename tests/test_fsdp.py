@@ -5,6 +5,8 @@ import pytest
 import shared_copies
 from launch import launch
 
+from main.trainer import layout
+from main.trainer.arguments import SetupOptions
 from main.trainer.engine import launch_problems
 
 
@@ -45,6 +47,7 @@ def test_loss_and_gradients_are_those_of_the_whole_model():
         {"full": True},
         {"full": True, "tied": True, "reshard": False, "checkpointing": True},
         {"full": True, "adapter": {"use_dora": True}},
+        {"full": True, "quantization": "4bit"},
     ]
     for case, found in zip(cases, shared_copies.parts(2, *cases), strict=True):
         shared_copies.check_parts(found, 0.51, case)
@@ -59,3 +62,19 @@ def test_two_processes_train_as_one_does_and_resume_exactly(tiny_model_path, tmp
     done = launch(shared_copies.SCRIPT, *runs, by="fsdp")
     shared_copies.check(done, expected)
     assert done.stderr.count("FSDP2: the frozen weights") == 1
+
+
+@pytest.mark.distributed
+def test_a_four_bit_base_is_shared_out_too(tiny_model_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    four.write_data(tmp_path)
+    setup = {"quantization": "4bit"}
+    expected = shared_copies.one_process(tiny_model_path, ["lora"], **setup)
+    runs = shared_copies.runs(tiny_model_path, 2, expected, **setup)
+    shared_copies.check(launch(shared_copies.SCRIPT, *runs, by="fsdp"), expected)
+
+
+def test_an_eight_bit_base_is_refused():
+    setup = SetupOptions(from_pretrained="m", data_path="d", quantization="8bit")
+    (problem,) = layout.problems(setup, layout.Layout(full=True))
+    assert "quantization='8bit' does not go with FSDP2" in problem and "'4bit'" in problem

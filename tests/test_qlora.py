@@ -43,7 +43,9 @@ def adapter(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def frozen(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {n: p.clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
+    """As bytes: packed weights are no numbers, and may look like NaN."""
+    weights = {n: p for n, p in trainer.model.named_parameters() if not p.requires_grad}
+    return {n: p.detach().clone().view(torch.uint8) for n, p in weights.items()}
 
 
 def test_the_loss_falls_the_adapter_moves_and_the_quantised_base_stays(tiny_model_path, bits):

@@ -136,10 +136,17 @@ def _on(switch: str) -> bool:
 
 def problems(setup: Any, layout: Layout) -> list[str]:
     """One sentence for every argument of a trainer that a shared copy of the model excludes."""
-    if not (layout.is_shared and setup.quantization):
+    if not setup.quantization:
         return []
-    how = "tensor parallelism" if layout.tensor > 1 else "FSDP2"
-    return [
-        f"quantization={setup.quantization!r} does not go with {how}: packed weights cannot be "
-        "cut. Load the model in bfloat16, or launch without sharing it out (DDP)."
-    ]
+    what = f"quantization={setup.quantization!r}"
+    if layout.tensor > 1:
+        return [
+            f"{what} does not go with tensor parallelism: packed weights cannot be cut along rows "
+            "or columns. Load the model in bfloat16, or launch with FSDP2 or DDP."
+        ]
+    if layout.full and setup.quantization == "8bit":
+        return [
+            f"{what} does not go with FSDP2: bitsandbytes keeps 8-bit weights outside the "
+            "parameters that FSDP2 shares out. Use '4bit', or launch without sharing out (DDP)."
+        ]
+    return []

@@ -196,6 +196,9 @@ def _move_whole(model: nn.Module, device: torch.device) -> None:
                 parameter.data = parameter.data.to(device)
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
+        scales = getattr(module, "quant_state", None)  # of 4-bit weights, small; not a buffer
+        if scales is not None:
+            scales.to(device)
 
 
 def _kept(model: Any) -> list[nn.Parameter]:
