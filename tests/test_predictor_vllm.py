@@ -18,9 +18,11 @@ from vllm_support import ENGINE, make_adapter, save_tiny
 
 from main.errors import ConfigError, GenerationError, MissingExtraError, ModelError
 from main.models import load_tokenizer
-from main.predictor.engine import own_device
+from main.predictor.engine import Request, own_device
 from main.predictor.hf import Predictor as HFPredictor
 from main.predictor.lora import Adapters, room_for
+from main.predictor.params import sampling_params, take
+from main.predictor.sampling import GenerationOptions
 from main.predictor.vllm import CallOptions, Predictor
 
 QUERIES = ["Hi", "What is the capital of France?", "写一个关于猫的句子。", "List three colours."]
@@ -111,6 +113,17 @@ def test_an_engine_runs_on_the_device_of_its_rank():
 
 
 # -- answers
+
+
+@pytest.mark.vllm
+def test_only_the_end_tokens_that_are_given_end_an_answer(pred, hf):
+    """Not, too, the one that vLLM finds in the model's files."""
+    (row,), _ = hf._prepare("Hi", None, 32, {})
+    params = sampling_params(row, GenerationOptions(), (), logprobs=False)
+    (output,) = pred.engine.run([Request(row.prompt_ids, params)])
+    take(row, output, ())
+    assert len(row.completion_ids) == 32
+    assert set(row.completion_ids) & hf.stop_ids
 
 
 @pytest.mark.vllm

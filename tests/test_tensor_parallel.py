@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import four
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig
 
 from main.adapters import LoraOptions, add_adapter
-from main.trainer import ds_config, layout, tensor_parallel
-from main.trainer.arguments import SetupOptions
+from main.errors import ConfigError
+from main.trainer import ds_config, engine, generating, layout, tensor_parallel
+from main.trainer.arguments import LoopOptions, SetupOptions
 
 SHIPPED = json.loads((ROOT / "ds_config.json").read_text(encoding="utf-8"))
 
@@ -96,6 +98,25 @@ def test_what_splitting_excludes_is_refused_in_the_constructor():
     assert "quantization='4bit' does not go with tensor parallelism" in problem
     assert not layout.problems(setup, layout.Layout(full=True))
     assert not layout.problems(setup, layout.Layout())
+
+
+def test_fp16_is_refused_whether_file_or_trainer_asks_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "_current", layout.Layout(tensor=2))
+    monkeypatch.setattr(engine, "share", lambda: SimpleNamespace(size=1))
+    task = SimpleNamespace(batch_size=4)
+    for enabled, given in ((True, False), ("auto", True)):
+        asked(monkeypatch, tmp_path, 2, tensor_model_parallel_size=2, fp16={"enabled": enabled})
+        with pytest.raises(ConfigError, match=r"fp16 does not go with tensor parallelism.*Use bf16"):
+            engine._agree_on_layout(LoopOptions(fp16=given), task)
+
+
+def test_vllm_is_refused_where_the_policy_lies_in_parts(tiny_model_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    four.write_data(tmp_path)
+    trainer = four.make_trainer("grpo", tiny_model_path)
+    monkeypatch.setattr(generating, "is_shared_out", lambda model: model is trainer.model)
+    with pytest.raises(ConfigError, match=r"use_vllm=True needs a whole copy.*use_vllm=False"):
+        next(four.run(trainer, "grpo", use_vllm=True))
 
 
 @pytest.mark.distributed

@@ -36,6 +36,7 @@ def sampling_params(
         repetition_penalty=settings.repetition_penalty,
         seed=None if row.generator is None else row.generator.initial_seed(),
         stop_token_ids=sorted(stop_ids),
+        ignore_eos=True,  # end tokens are those of `stop_ids` and no others
         logprobs=0 if logprobs else None,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA if stepwise else RequestOutputKind.FINAL_ONLY,

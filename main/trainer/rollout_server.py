@@ -171,6 +171,7 @@ class ServerSampler(Sampler):
             "repetition_penalty": settings.repetition_penalty,
             "seed": seed % 2**63,
             "stop_token_ids": self.stop_ids,
+            "ignore_eos": True,  # end tokens are those of `stop_ids` and no others
             "logprobs": 0,
             "return_token_ids": True,
             "skip_special_tokens": False,
