@@ -1,17 +1,19 @@
 """Does PPO learn? Held-out reward before and after, in the guide's offline and online form.
 
-    python benchmarks/ppo.py [--rows 300] [--epochs 4] [--dev 50] [--sft <adapter>]
+    python benchmarks/ppo.py [--rows 300] [--epochs 6] [--sft <adapter>]
 
 Both forms start from the same SFT adapter (`--sft_steps` optimizer steps unless `--sft` names one)
 and see the same rows of ticket_en_rlhf; the reward is the guide's similarity to gold and bad
 answers, or with `--reward fields` the share of right fields plus 1 for a right answer. Greedy
-completions of the first `--dev` held-out rows are scored before and after; `kl` is k3 of the policy
-against its start on them, nats a completion. Results go to benchmarks/results/ppo.json.
+completions of the held-out rows (those of dev and test) are scored before and after each epoch;
+`kl` is k3 of the policy against its start on them, nats a completion. `gain` is the mean change of
+a row's reward with its standard error. Results go to benchmarks/results/ppo.json.
 """
 
 import argparse
 import itertools
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -27,7 +29,7 @@ from main.trainer.records import Means
 from main.utils.reward_func import fields_reward, reward_exact
 
 RESULTS = Path(__file__).parent / "results" / "ppo.json"
-SETTINGS = ("rows", "epochs", "dev", "batch_size", "accumulation", "lr", "critic", "reward")
+SETTINGS = ("rows", "epochs", "batch_size", "accumulation", "lr", "critic", "reward")
 FORMS = {"online": 1.0, "offline": -1.0}
 
 
@@ -37,21 +39,22 @@ def main() -> None:
     parser.add_argument("--encoder", default="models/all-MiniLM-L6-v2")
     parser.add_argument("--sft", help="an adapter to start from")
     parser.add_argument("--rows", type=int, default=300)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch_size", type=int, default=10)
-    parser.add_argument("--accumulation", type=int, default=6, help="batches of a draw")
-    parser.add_argument("--dev", type=int, default=50)
-    parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--accumulation", type=int, default=4, help="batches of a draw")
+    parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--reward", default="similarity", choices=["similarity", "fields"])
-    parser.add_argument("--sft_steps", type=int, default=10)
-    parser.add_argument("--critic", default="head", choices=["head", "detached", "adapter"])
+    parser.add_argument("--sft_steps", type=int, default=20)
+    parser.add_argument("--critic", default="detached", choices=["head", "detached", "adapter"])
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         start = arguments.sft or train_sft(arguments.model, arguments.sft_steps, folder)
         data = {
             "train": first_rows("data/ticket_en_rlhf_train.jsonl", arguments.rows, folder),
-            "dev": first_rows("data/ticket_en_rlhf_dev.jsonl", arguments.dev, folder),
+            "dev": joined(
+                ["data/ticket_en_rlhf_dev.jsonl", "data/ticket_en_rlhf_test.jsonl"], folder
+            ),
         }
         for form in arguments.forms:
             save(form, measure(form, start, data, arguments, folder), arguments)
@@ -79,11 +82,36 @@ def first_rows(path: str, count: int, folder: str) -> Path:
     return target
 
 
+def joined(paths: list[str], folder: str) -> Path:
+    target = Path(folder) / "held_out.jsonl"
+    target.write_text("".join(Path(path).read_text(encoding="utf-8") for path in paths), "utf-8")
+    return target
+
+
+class Watched(Trainer):
+    """Keeps the rewards of the rows that were evaluated."""
+
+    scored: dict[Any, float]
+
+    def evaluate(self, rows: list[Any], device: torch.device) -> Any:
+        self.watching = True
+        try:
+            return super().evaluate(rows, device)
+        finally:
+            self.watching = False
+
+    def _score(self, samples: Any) -> Any:
+        metrics = super()._score(samples)
+        if getattr(self, "watching", False):
+            self.scored |= {sample.row["row"]: sample.score for sample in samples}
+        return metrics
+
+
 def measure(
     form: str, start: str | Path, data: dict[str, Path], arguments: Any, folder: str
 ) -> dict[str, Any]:
     similar = arguments.reward == "similarity"
-    trainer = Trainer(
+    trainer = Watched(
         from_pretrained=arguments.model,
         actor_resume_path=start,
         reward_from_pretrained=arguments.encoder if similar else None,
@@ -110,10 +138,13 @@ def measure(
         logging_steps=1,
     )
     began, cpu = time.perf_counter(), time.process_time()
-    before = evaluate(trainer)
+    before, first = evaluate(trainer), trainer.scored
     print(form, "before", before, flush=True)
+    trainer.scored = {}
     for result in run:
-        print(form, "epoch", result.epoch, result.eval, flush=True)
+        after = result.eval | {"gain": gained(first, trainer.scored)}
+        trainer.scored = {}
+        print(form, "epoch", result.epoch, after, flush=True)
     print(Path(folder, "data_record", form, "train.csv").read_text(encoding="utf-8"), flush=True)
     print(
         Path(folder, "data_record", form, f"samples_{result.epoch}.md").read_text(encoding="utf-8"),
@@ -121,7 +152,7 @@ def measure(
     )
     return {
         "before": before,
-        "after": result.eval,
+        "after": after,
         "train": result.train,
         "optimizer_steps": result.step,
         "wall_seconds": time.perf_counter() - began,
@@ -129,8 +160,16 @@ def measure(
     }
 
 
-def evaluate(trainer: Trainer) -> dict[str, float]:
+def gained(before: dict[Any, float], after: dict[Any, float]) -> dict[str, float]:
+    """Of the same rows."""
+    changes = [after[row] - before[row] for row in before]
+    error = statistics.stdev(changes) / len(changes) ** 0.5
+    return {"mean": statistics.mean(changes), "standard_error": error}
+
+
+def evaluate(trainer: Watched) -> dict[str, float]:
     """As the loop evaluates, before the first step."""
+    trainer.scored = {}
     trainer.open(torch.device("cpu"))
     means = Means()
     rows = trainer.eval_data or []
@@ -145,7 +184,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 def save(form: str, figures: dict[str, Any], arguments: Any) -> None:
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     found[form] = figures | {name: getattr(arguments, name) for name in SETTINGS}
-    found["command"] = " ".join(["python", *sys.argv])
+    found[form]["command"] = " ".join(["python", *sys.argv])
     steps = f"{arguments.sft_steps} SFT steps of 8 rows of ticket_en, lr 1e-3, lora_r 8"
     found["start"] = "another adapter" if arguments.sft else steps
     found["packages"] = {name: version(name) for name in ("torch", "transformers", "peft")}
