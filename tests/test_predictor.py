@@ -406,3 +406,16 @@ def test_a_scored_answer_ends_with_its_end_token_and_says_that_it_stopped(predic
     assert answer.token_ids[-1] in predictor.stop_ids
     assert len(answer.logprobs) == len(answer.token_ids)
     assert "Paris" in answer.text
+
+
+def test_the_head_is_given_states_of_their_own(tiny):
+    """Of a view into all states of the prompts torch would copy the head for every row."""
+    head, found = tiny.model.get_output_embeddings(), []
+    hook = head.register_forward_hook(lambda _, states, out: found.append(states[0]))
+    try:
+        tiny(["One prompt", "another"], max_new_tokens=3)
+    finally:
+        hook.remove()
+    assert any(states.shape[0] == 2 for states in found)
+    assert all(states.is_contiguous() for states in found)
+    assert not head._forward_pre_hooks

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -95,17 +96,32 @@ def decode(
         GenerationError: a single row does not fit into memory.
     """
     waiting = [list(rows)]
-    while waiting:
-        batch = [row for row in waiting.pop() if not row.finished]
-        if not batch:
-            continue
-        try:
-            yield from _decode(model, batch, options, stop_ids, pad_id, logprobs, vision)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            waiting += _halves(batch, error)
-            _free()
+    with _contiguous_states(model):
+        while waiting:
+            batch = [row for row in waiting.pop() if not row.finished]
+            if not batch:
+                continue
+            try:
+                yield from _decode(model, batch, options, stop_ids, pad_id, logprobs, vision)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                waiting += _halves(batch, error)
+                _free()
+
+
+@contextmanager
+def _contiguous_states(model: Any) -> Iterator[None]:
+    """The head gets the prompts' last states (B, 1, H) as a tensor of their own.
+
+    Of a view into (B, P, H) torch makes a batched product, with a copy of the head for every row.
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, states: (states[0].contiguous(), *states[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _halves(batch: list[Row], error: RuntimeError) -> list[list[Row]]:
