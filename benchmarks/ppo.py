@@ -29,7 +29,7 @@ from main.trainer.records import Means
 from main.utils.reward_func import fields_reward, reward_exact
 
 RESULTS = Path(__file__).parent / "results" / "ppo.json"
-SETTINGS = ("rows", "epochs", "batch_size", "accumulation", "lr", "critic", "reward")
+SETTINGS = ("rows", "epochs", "batch_size", "accumulation", "lr", "critic", "reward", "bf16")
 FORMS = {"online": 1.0, "offline": -1.0}
 
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--reward", default="similarity", choices=["similarity", "fields"])
     parser.add_argument("--sft_steps", type=int, default=20)
     parser.add_argument("--critic", default="detached", choices=["head", "detached", "adapter"])
+    parser.add_argument("--bf16", action="store_true", help="half of the time where a CPU has AMX")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +120,7 @@ def measure(
         loader_name="LLM_RLHF",
         data_path=data,
         max_length=256,
+        dtype="bfloat16" if arguments.bf16 else "float32",
         critic=arguments.critic,
         batch_size=arguments.batch_size,
         batch_size_eval=25,
@@ -133,6 +135,7 @@ def measure(
         ppo_epochs=3,
         ppo_epsilon=0.15,
         max_completion_length=32,
+        bf16=arguments.bf16,
         report_to="none",
         save_strategy="no",
         logging_steps=1,
