@@ -4,7 +4,7 @@
     python examples/stages.py --stages sft dpo
 
 Every stage starts from the adapter of the one before (PPO from that of SFT), and its reference is
-that start. SFT is cut short on purpose: after ten steps the model knows what a ticket line looks
+that start. SFT is cut short on purpose: after twenty steps the model knows what a ticket line looks
 like and still gets many wrong, so that there is something left to align.
 """
 
@@ -39,13 +39,13 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "sft": Plan(lora.Trainer, "ticket_en", 80, {"batch_size": 8}, {"num_epochs": 1, "lr": 1e-3}),
+    "sft": Plan(lora.Trainer, "ticket_en", 160, {"batch_size": 8}, {"num_epochs": 1, "lr": 1e-3}),
     "dpo": Plan(
         dpo.Trainer,
         "ticket_en_dpo",
         240,
         {"batch_size": 8},
-        {"num_epochs": 1, "lr": 5e-5, "beta": 0.1},
+        {"num_epochs": 1, "lr": 1e-4, "beta": 0.1},
     ),
     "grpo": Plan(
         grpo.Trainer,
@@ -66,13 +66,13 @@ PLANS = {
         ppo.Trainer,
         "ticket_en_rlhf",
         300,
-        {"batch_size": 10, "ratio_for_rlhf": 1.0},
+        {"batch_size": 10, "ratio_for_rlhf": 1.0, "critic": "detached"},
         {
-            "gradient_accumulation_steps": 6,
+            "gradient_accumulation_steps": 4,
             "ppo_epochs": 3,
             "max_completion_length": 32,
             "num_epochs": 4,
-            "lr": 5e-5,
+            "lr": 2e-4,
         },
     ),
 }

@@ -1,27 +1,30 @@
 """The files of examples/launch start two machines, here both on the loopback address."""
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import four
 import pytest
+import shared_copies
 from launch import ROOT, environment, free_port
-from test_processes import results
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", ["torchrun", "accelerate"])
-def test_two_machines_of_one_process_train_together(tiny_model_path, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "methods"), [("torchrun", list(four.METHODS)), ("accelerate", ["lora"])]
+)
+def test_two_machines_of_one_process_train_as_one_does(
+    tiny_model_path, tmp_path, monkeypatch, name, methods
+):
     monkeypatch.chdir(tmp_path)
     four.write_data(tmp_path)
-    arguments = {"method": "lora", "model": str(tiny_model_path), "options": {"num_epochs": 1}}
+    expected = shared_copies.one_process(tiny_model_path, methods)
+    runs = shared_copies.runs(tiny_model_path, 2, expected)
     settings = {"NODES": "2", "PROCESSES": "1", "PORT": str(free_port()), "PYTHON": sys.executable}
-    script = [str(ROOT / "examples" / "launch" / f"{name}.sh"), str(ROOT / "tests" / "four.py")]
+    script = [str(ROOT / "examples" / "launch" / f"{name}.sh"), str(shared_copies.SCRIPT), *runs]
     machines = [
         subprocess.Popen(
-            [*script, json.dumps(arguments)],
+            script,
             env=environment() | settings | {"NODE_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
@@ -32,8 +35,6 @@ def test_two_machines_of_one_process_train_together(tiny_model_path, tmp_path, m
     finally:
         for machine in machines:
             machine.kill()
-    assert [m.returncode for m in machines] == [0, 0], [error[-2000:] for _, error in texts]
-    found = [results(text) for text, _ in texts]
-    # 7 rows are one step of 2 processes x 4 rows, and two steps of a process by itself.
-    assert found[0] == found[1] and [step for *_, step in found[0]] == [1]
-    assert Path("save_model/lora/Llama_1/adapter_model.safetensors").is_file()
+    for machine, (out, error) in zip(machines, texts, strict=True):
+        done = subprocess.CompletedProcess(script, machine.returncode, out, error)
+        shared_copies.check(done, expected)
