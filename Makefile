@@ -60,14 +60,17 @@ quickstart: install | $(SMALL_MODEL)
 assets: install
 	@$(RUN) scripts/fetch_assets.py smollm2 tokenizers encoder
 
-# Tests marked vllm, and those of DeepSpeed, are skipped where these are not installed.
-test: assets
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not gpu"
+# Files go to the workers in the order of tests/conftest.py, the long ones first.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-test-all: assets $(VLLM) $(DEEPSPEED) test
+# Tests marked vllm are skipped where it is not installed.
+test: assets $(DEEPSPEED)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(WORKERS) -m "not gpu"
+
+test-all: assets $(VLLM) test
 
 fast: assets
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile -m "not gpu and not vllm and not slow and not distributed"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q $(WORKERS) -m "not gpu and not vllm and not slow and not distributed"
 
 check: fast
 	$(VENV)/bin/ruff check .

@@ -143,11 +143,11 @@ def measure(
     began, cpu = time.perf_counter(), time.process_time()
     before, first = evaluate(trainer), trainer.scored
     print(form, "before", before, flush=True)
-    trainer.scored = {}
+    trainer.scored, epochs = {}, []
     for result in run:
-        after = result.eval | {"gain": gained(first, trainer.scored)}
+        epochs.append(result.eval | {"gain": gained(first, trainer.scored)})
         trainer.scored = {}
-        print(form, "epoch", result.epoch, after, flush=True)
+        print(form, "epoch", result.epoch, epochs[-1], flush=True)
     print(Path(folder, "data_record", form, "train.csv").read_text(encoding="utf-8"), flush=True)
     print(
         Path(folder, "data_record", form, f"samples_{result.epoch}.md").read_text(encoding="utf-8"),
@@ -155,7 +155,7 @@ def measure(
     )
     return {
         "before": before,
-        "after": after,
+        "after_each_epoch": epochs,
         "train": result.train,
         "optimizer_steps": result.step,
         "wall_seconds": time.perf_counter() - began,

@@ -45,12 +45,12 @@ PLANS = {
         "ticket_en_dpo",
         240,
         {"batch_size": 8},
-        {"num_epochs": 1, "lr": 1e-4, "beta": 0.1},
+        {"num_epochs": 1, "lr": 1e-4, "beta": 0.1, "sft_weight": 1.0},
     ),
     "grpo": Plan(
         grpo.Trainer,
         "ticket_en_grpo",
-        96,
+        240,
         {},
         {
             "reward_func": [fields_reward("|"), reward_exact],
@@ -59,7 +59,7 @@ PLANS = {
             "num_generations": 8,
             "max_completion_length": 32,
             "num_epochs": 1,
-            "lr": 1e-4,
+            "lr": 2e-4,
         },
     ),
     "ppo": Plan(
@@ -71,7 +71,7 @@ PLANS = {
             "gradient_accumulation_steps": 4,
             "ppo_epochs": 3,
             "max_completion_length": 32,
-            "num_epochs": 4,
+            "num_epochs": 2,
             "lr": 2e-4,
         },
     ),

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: where the fetched assets lie, and a tiny model to train on."""
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
+LONG = ("slow", "distributed", "vllm")
 
 
 def asset(folder: str) -> Path:
@@ -85,7 +87,12 @@ def tiny_model_path(small_model_path: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `vllm` run where it is installed."""
+    """Files with many long tests first: one begun last would keep the other workers waiting.
+
+    Tests marked `vllm` run where it is installed.
+    """
+    long = Counter(item.path for item in items for mark in LONG if item.get_closest_marker(mark))
+    items.sort(key=lambda item: -long[item.path])
     if importlib.util.find_spec("vllm"):
         return
     skip = pytest.mark.skip(reason="vllm is not installed: make install-vllm")
