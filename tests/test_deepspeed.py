@@ -17,7 +17,7 @@ from test_processes import results, same_adapter, same_numbers
 
 from main.errors import ConfigError
 from main.trainer import ds_config
-from main.trainer.engine import launch_problems
+from main.trainer.launch import launch_problems
 
 SHIPPED = json.loads((ROOT / "ds_config.json").read_text(encoding="utf-8"))
 GIVEN = ds_config.Agreed(4, 2, 2, 1.0, bf16=False, fp16=False)

@@ -7,7 +7,7 @@ from launch import launch
 
 from main.trainer import layout
 from main.trainer.arguments import SetupOptions
-from main.trainer.engine import launch_problems
+from main.trainer.launch import launch_problems
 
 
 @pytest.fixture

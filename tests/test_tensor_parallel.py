@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Mixt
 
 from main.adapters import LoraOptions, add_adapter
 from main.errors import ConfigError
-from main.trainer import ds_config, engine, generating, layout, tensor_parallel
+from main.trainer import ds_config, generating, layout, tensor_parallel
+from main.trainer import launch as launching
 from main.trainer.arguments import LoopOptions, SetupOptions
 
 SHIPPED = json.loads((ROOT / "ds_config.json").read_text(encoding="utf-8"))
@@ -102,12 +103,12 @@ def test_what_splitting_excludes_is_refused_in_the_constructor():
 
 def test_fp16_is_refused_whether_file_or_trainer_asks_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "_current", layout.Layout(tensor=2))
-    monkeypatch.setattr(engine, "share", lambda: SimpleNamespace(size=1))
+    monkeypatch.setattr(launching, "share", lambda: SimpleNamespace(size=1))
     task = SimpleNamespace(batch_size=4)
     for enabled, given in ((True, False), ("auto", True)):
         asked(monkeypatch, tmp_path, 2, tensor_model_parallel_size=2, fp16={"enabled": enabled})
         with pytest.raises(ConfigError, match=r"fp16 does not go with tensor parallelism.*bf16"):
-            engine._agree_on_layout(LoopOptions(fp16=given), task)
+            launching._agree_on_layout(LoopOptions(fp16=given), task)
 
 
 def test_vllm_is_refused_where_the_policy_lies_in_parts(tiny_model_path, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from main.models import (
 from main.options import parse, raise_all
 from main.trainer import layout, tensor_parallel
 from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
-from main.trainer.engine import launch_problems
+from main.trainer.launch import launch_problems
 from main.trainer.logprobs import LogprobModel
 from main.trainer.loop import Loop, Place
 from main.trainer.task import Task

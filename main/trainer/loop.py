@@ -28,8 +28,8 @@ from main.errors import CheckpointError, ConfigError, TrainingError
 from main.loaders.sampler import plan_epoch, shard
 from main.trainer import checkpoint
 from main.trainer.arguments import LoopOptions
-from main.trainer.engine import make_accelerator, make_engine
 from main.trainer.guards import StopSignal, is_out_of_memory
+from main.trainer.launch import make_accelerator, make_engine
 from main.trainer.records import Means, Progress, Records, mean_of
 from main.trainer.task import Batch, MicroRows, Row, Task, to_device
 from main.types import EpochResult
