@@ -66,7 +66,7 @@ PLANS = {
         ppo.Trainer,
         "ticket_en_rlhf",
         300,
-        {"batch_size": 10, "ratio_for_rlhf": 1.0, "critic": "detached"},
+        {"batch_size": 10, "ratio_for_rlhf": 0.5, "critic": "detached"},
         {
             "gradient_accumulation_steps": 4,
             "ppo_epochs": 3,
