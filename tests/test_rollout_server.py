@@ -8,17 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 import small_project
-import torch
 from launch import free_port
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaForCausalLM
 from vllm_server import TINY, served
 from vllm_support import policy_on, save_tiny, scatter, scored
 
 from main.errors import ConfigError, GenerationError
 from main.models import load_tokenizer
 from main.trainer import rollout_server
-from main.trainer.merged import merged_weights
 from main.trainer.rollout import HFSampler, SamplingOptions
 from main.trainer.rollout_server import Server, ServerSampler
 
@@ -200,20 +196,3 @@ def test_a_server_that_cannot_follow_is_refused_at_once(broken_server, base, mon
     monkeypatch.setattr(ServerSampler, "_takes_adapters", lambda self: False)
     with pytest.raises(ConfigError, match=r"does not load adapters while it runs.*--enable-lora"):
         ServerSampler(policy_on(base), SamplingOptions(), STOPS, 0, url=broken_server)
-
-
-# -- merged weights, for servers on GPUs
-
-
-@pytest.mark.parametrize("rslora", [False, True])
-def test_merged_weights_are_those_of_peft_and_the_policy_stays_as_it_was(base, rslora):
-    lora = LoraConfig(r=4, lora_alpha=16, use_rslora=rslora, target_modules=["q_proj", "up_proj"])
-    policy = get_peft_model(LlamaForCausalLM.from_pretrained(base), lora)
-    scatter(policy, 1)
-    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    ours = dict(merged_weights(policy))
-    assert all(torch.equal(before[name], t) for name, t in policy.state_dict().items())
-    merged = policy.merge_and_unload().state_dict()
-    assert len(ours) == 4  # two kinds of layers in two blocks
-    for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, merged[name], rtol=1e-6, atol=1e-7)

@@ -1,13 +1,14 @@
 """Completions drawn by an engine in this process: as test_rollout.py, and it follows.
 
-One engine serves all tests; its policy gets other adapter weights from test to test.
+Two engines serve all tests, one that follows by merged weights and one that does by the adapter;
+their policies get other adapter weights from test to test.
 """
 
 import pytest
 import torch
 from vllm_support import ENGINE, policy_on, save_tiny, scatter, scored
 
-from main.errors import ConfigError, GenerationError
+from main.errors import ConfigError, GenerationError, ModelError
 from main.models import LoraOptions, add_adapter
 from main.trainer.logprobs import scoring
 from main.trainer.rollout import HFSampler, SamplingOptions
@@ -23,13 +24,15 @@ def base(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("base"), VOCABULARY)
 
 
-@pytest.fixture(scope="module")
-def shared(base):
+@pytest.fixture(scope="module", params=["merged", "adapter"])
+def shared(base, request):
     from main.trainer.rollout_vllm import VLLMSampler
 
     options = SamplingOptions(max_completion_length=12)
     engine = {**ENGINE, "skip_tokenizer_init": True}
-    sampler = VLLMSampler(policy_on(base), options, STOPS, 0, base, **engine)
+    merged = None if request.param == "merged" else False  # a CPU's default is to merge
+    sampler = VLLMSampler(policy_on(base), options, STOPS, 0, base, merged=merged, **engine)
+    assert sampler.merged == (request.param == "merged")
     yield sampler
     sampler.close()
 
@@ -118,7 +121,8 @@ def test_a_changed_policy_is_followed_at_once_and_the_same_one_is_not_sent_again
             assert completion.sampling_logprobs == pytest.approx(expected, abs=1e-3)
         before = after
     assert sampler.folder.number == number + 2
-    assert [p.name for p in sampler.folder.root.iterdir()] == [str(sampler.folder.number)]
+    left = [] if sampler.merged else [str(sampler.folder.number)]
+    assert [p.name for p in sampler.folder.root.iterdir()] == left  # merged weights are large
 
 
 @pytest.mark.vllm
@@ -131,6 +135,19 @@ def test_a_stale_sampler_is_refused(sampler, monkeypatch):
             with pytest.raises(GenerationError, match=r"does not follow the policy.*nats"):
                 sampler.sample(PROMPTS, range(4))
     assert len(sampler.sample(PROMPTS, range(4))) == 4
+
+
+@pytest.mark.vllm
+def test_a_failed_update_is_made_again(sampler, monkeypatch):
+    sampler.sample(PROMPTS, range(4))
+    scatter(sampler.policy, 8, std=0.6)
+    with monkeypatch.context() as broken:
+        broken.setattr(sampler.folder, "write", lambda policy, folder: folder.mkdir())  # no files
+        with pytest.raises((GenerationError, ModelError)):
+            sampler.sample(PROMPTS, range(4))
+    for prompt, completion in zip(PROMPTS, sampler.sample(PROMPTS, range(4)), strict=True):
+        expected = scored(sampler.policy, prompt, completion).tolist()
+        assert completion.sampling_logprobs == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.vllm

@@ -171,6 +171,15 @@ class Engine:
         """Forget an adapter; its place is free for another one."""
         self._wait(self._llm.remove_lora(adapter.lora_int_id))
 
+    def load_weights(self, folder: Path) -> None:
+        """Replace the weights in a checkpoint's folder; those not in it stay. No request may run.
+
+        Raises:
+            GenerationError: vLLM cannot read them.
+        """
+        self._wait(self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)}))
+        self._wait(self._llm.reset_prefix_cache())
+
     def sleep(self) -> None:
         """Give the accelerator's memory back until `wake`; needs enable_sleep_mode=True."""
         self._wait(self._llm.sleep())

@@ -1,4 +1,4 @@
-"""How a sampler outside the policy follows it: the adapter as files, and a probe that it arrived.
+"""How a sampler outside the policy follows it: by files, and by a probe that they arrived.
 
 A sampler that still serves the base model or an older adapter trains on completions of another
 policy, and nothing else in the run would show it. So after every change of the adapter the sampler
@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,20 @@ PROBE_SEED = 20_260_101
 
 
 class AdapterFolder:
-    """The policy's adapter on a file system in memory, a new folder after each change.
+    """What the sampler reads, on a file system in memory: a new folder after each change.
 
     Args:
         policy: the PEFT model, as in `BaseTrainer.policy`.
+        write: puts what the sampler reads into a folder: the adapter, or weights with it merged in.
+        size: bytes of that, where it may be more than the memory holds.
     """
 
-    def __init__(self, policy: Any):
-        self.policy = policy
+    def __init__(
+        self, policy: Any, write: Callable[[Any, Path], None] = save_adapter, size: int = 0
+    ):
+        self.policy, self.write = policy, write
         in_memory = MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
+        in_memory = in_memory and shutil.disk_usage(MEMORY).free > 2 * size
         self.root = Path(tempfile.mkdtemp(prefix="adapter-", dir=MEMORY if in_memory else None))
         self._remove = weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
         self.number = 0
@@ -45,17 +51,21 @@ class AdapterFolder:
         return self.root / str(self.number)
 
     def update(self) -> bool:
-        """Write the adapter if it is not the one written last; True if it was written."""
+        """Write if the adapter is not the one of the last time; True if it was written."""
         tensors = {name: t.detach() for name, t in adapter_tensors(self.policy).items()}
         if tensors.keys() == self._saved.keys() and all(
             torch.equal(tensor, self._saved[name]) for name, tensor in tensors.items()
         ):
             return False
-        shutil.rmtree(self.path, ignore_errors=True)
+        self.remove()
         self.number += 1
-        save_adapter(self.policy, self.path)
+        self.write(self.policy, self.path)
         self._saved = {name: tensor.clone() for name, tensor in tensors.items()}
         return True
+
+    def remove(self) -> None:
+        """Free the memory of what was written last; the sampler has read all of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def forget(self) -> None:
         """Write again at the next `update`, whatever it was."""

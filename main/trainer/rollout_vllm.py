@@ -1,8 +1,9 @@
 """Rollouts by a vLLM engine that this process starts.
 
 The engine keeps its own copy of the base weights: vLLM's public interface has no way to share the
-trainer's. It follows the policy by its adapter alone, written to a folder in memory and given to
-the engine as a new LoRA request after each change.
+trainer's. After each change it follows the policy through a folder in memory: by the adapter alone,
+as a new LoRA request, or by the weights with the adapter merged in. On a CPU vLLM's LoRA layers
+take more than twice as long as plain ones, so there it merges.
 """
 
 import os
@@ -18,6 +19,7 @@ from main.predictor.engine import ALIKE, Engine, Request
 from main.predictor.lora import largest_rank, room_for
 from main.predictor.params import sampling_params, take
 from main.predictor.sampling import GenerationOptions
+from main.trainer.merged import can_be_merged, merged_size, save_merged
 from main.trainer.rollout import (
     Completion,
     Sampler,
@@ -48,6 +50,8 @@ class VLLMSampler(Sampler):
         pad_id: not needed here; samplers are made alike.
         base: folder of the base model.
         tolerance: see `check_probe`; None = by the policy's dtype.
+        merged: follow by merged weights instead of the adapter; None = on a CPU, if the base can
+            be merged with.
         sleep: give the accelerator's memory back between two calls (GPUs only).
         gpu_memory_utilization: share of a GPU's memory for the engine; a CPU's is measured out by
             `main.predictor.engine`.
@@ -66,6 +70,7 @@ class VLLMSampler(Sampler):
         pad_id: int,
         base: str | os.PathLike[str],
         tolerance: float | None = None,
+        merged: bool | None = None,
         sleep: bool = False,
         gpu_memory_utilization: float | None = None,
         **engine: Any,
@@ -73,11 +78,17 @@ class VLLMSampler(Sampler):
         check_plain_lora(policy)
         self.policy, self.options, self.stop_ids = policy, options, frozenset(stop_ids)
         self.tolerance = tolerance_of(policy) if tolerance is None else tolerance
-        self.sleep = sleep
+        if merged is None:
+            merged = not torch.cuda.is_available() and can_be_merged(policy)
+        self.merged, self.sleep = merged, sleep
         if gpu_memory_utilization is not None and torch.cuda.is_available():
             engine["gpu_memory_utilization"] = gpu_memory_utilization
-        self.engine = Engine(_engine_arguments(policy, base, sleep) | engine)
-        self.folder = AdapterFolder(policy)
+        self.engine = Engine(_engine_arguments(policy, base, merged, sleep) | engine)
+        self.folder = (
+            AdapterFolder(policy, save_merged, merged_size(policy))
+            if merged
+            else AdapterFolder(policy)
+        )
         self.adapter: Any = None
         self.asleep = False
 
@@ -90,6 +101,20 @@ class VLLMSampler(Sampler):
             self.engine.wake()
             self.asleep = False
         changed = self.folder.update()
+        try:
+            rows = self._draw(prompts, seeds, greedy, changed)
+        except BaseException:
+            if changed:
+                self.folder.forget()  # a caller who goes on sends and checks again
+            raise
+        if self.sleep:
+            self.engine.sleep()
+            self.asleep = True
+        return [completion_of(row) for row in rows]
+
+    def _draw(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool, changed: bool
+    ) -> list[Row]:
         if changed:
             self._switch()
         settings = generation_options(self.options, greedy)
@@ -102,13 +127,14 @@ class VLLMSampler(Sampler):
             take(row, output, self.stop_ids)
         if changed:
             self._check(rows.pop())
-        if self.sleep:
-            self.engine.sleep()
-            self.asleep = True
-        return [completion_of(row) for row in rows]
+        return rows
 
     def _switch(self) -> None:
-        """Serve the adapter written last instead of the one before."""
+        """Serve what was written last instead of what was before."""
+        if self.merged:
+            self.engine.load_weights(self.folder.path)
+            self.folder.remove()
+            return
         from vllm.lora.request import LoRARequest
 
         former, number = self.adapter, self.folder.number
@@ -127,26 +153,27 @@ class VLLMSampler(Sampler):
 
     def _check(self, probe: Row) -> None:
         completion, temperature = completion_of(probe), self.options.temperature
-        try:
-            check_probe(self.policy, probe.prompt_ids, completion, temperature, self.tolerance)
-        except Exception:
-            self.folder.forget()  # a caller who goes on is checked again
-            raise
+        check_probe(self.policy, probe.prompt_ids, completion, temperature, self.tolerance)
 
     def close(self) -> None:
         self.engine.close()
         self.folder.close()
 
 
-def _engine_arguments(policy: Any, base: str | os.PathLike[str], sleep: bool) -> dict[str, Any]:
-    rank = largest_rank(policy.peft_config[ADAPTER])
-    if getattr(policy, "initial_adapter", None):
-        rank *= 2  # PiSSA is saved as plain LoRA of twice the rank
+def _engine_arguments(
+    policy: Any, base: str | os.PathLike[str], merged: bool, sleep: bool
+) -> dict[str, Any]:
     return {
         "model": str(Path(base)),
         "dtype": str(policy.get_base_model().dtype).removeprefix("torch."),
         **ALIKE,
-        "enable_lora": True,
-        "max_lora_rank": room_for(rank),
+        **({} if merged else _room_for_adapter(policy)),
         **({"enable_sleep_mode": True} if sleep else {}),
     }
+
+
+def _room_for_adapter(policy: Any) -> dict[str, Any]:
+    rank = largest_rank(policy.peft_config[ADAPTER])
+    if getattr(policy, "initial_adapter", None):
+        rank *= 2  # PiSSA is saved as plain LoRA of twice the rank
+    return {"enable_lora": True, "max_lora_rank": room_for(rank)}
