@@ -107,6 +107,24 @@ def test_a_step_records_rewards_lengths_and_how_far_sampler_and_trainer_are_apar
     assert [row["step"] for row in table("eval")] == ["2"]
 
 
+def test_reward_functions_know_the_step_and_what_they_log_is_recorded(tiny_model_path):
+    steps: list[tuple[int, int]] = []
+
+    def noting(completion_ids, trainer_state, log_metric, log_extra):
+        steps.append((trainer_state.global_step, trainer_state.max_steps))
+        log_metric("tokens", sum(map(len, completion_ids)))
+        log_extra("first|token", [ids[0] for ids in completion_ids])
+        return early_tokens(completion_ids)
+
+    (result,) = run(make_trainer(tiny_model_path), reward_func=noting, eval_strategy="epoch")
+    assert steps == [(0, 2), (1, 2), (2, 2)]  # two draws, one batch to evaluate
+    assert result.train["logged/tokens"] == pytest.approx(8 * result.train["completion_length"])
+    assert result.eval["logged/tokens"] > 0
+    lines = Path("data_record/demo/samples_1.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0].endswith(r"| advantage | first\|token |")
+    assert all(re.search(r"\| \d+ \|$", line) for line in lines[2:])
+
+
 def test_the_reward_rises_on_a_tiny_model_and_only_the_adapter_moves(tiny_model_path):
     trainer = make_trainer(tiny_model_path, rows=8)
     base = {n: p.clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -510,6 +511,26 @@ def test_reward_functions_find_the_gold_answers_under_both_names(tiny_model_path
 # -- what is refused
 
 
+def test_reward_functions_know_the_step_and_what_they_log_is_recorded(tiny_model_path):
+    steps: list[tuple[int, int]] = []
+
+    def noting(completions, trainer_state, log_metric, log_extra, **columns):
+        steps.append((trainer_state.global_step, trainer_state.max_steps))
+        log_metric("two", 2)
+        log_extra("characters", [len(c[-1]["content"]) for c in completions])
+        return [0.5] * len(completions)
+
+    trainer = make_trainer(tiny_model_path)
+    (result,) = trainer(
+        **QUICK | {"reward_func": noting, "ppo_epochs": 3, "eval_strategy": "epoch"}
+    )
+    assert steps == [(0, 6), (3, 6), (6, 6)]  # two draws, one batch to evaluate
+    assert result.train["logged/two"] == result.eval["logged/two"] == 2
+    lines = Path("data_record/demo/samples_1.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "| question | completion | reward | characters |"
+    assert all(re.search(r"\| 0.500 \| \d+ \|$", line) for line in lines[2:])
+
+
 def failing(prompts, completions, level, **columns):
     if 2 in level:
         raise ZeroDivisionError("no such answer")
@@ -561,20 +582,21 @@ def test_a_bad_constructor_argument_is_refused(tiny_model_path, change, error, m
 # -- learning
 
 
-def odd(prompts, completions, completion_ids, **columns) -> list[float]:
-    """The share of odd token ids; the untrained model repeats an even one."""
-    return [sum(t % 2 for t in ids) / len(ids) for ids in completion_ids]
-
-
 def test_online_training_finds_what_is_rewarded(tiny_model_path):
-    """At temperature 0.07 the random model is sure enough to have something to unlearn."""
+    """At temperature 0.07 the random model is sure enough to have something to unlearn.
+
+    Of any tokens half lie on the liked side: a policy that only forgot its start stays at 0.5.
+    """
     trainer = make_trainer(tiny_model_path, rows=16, batch_size=16)
-    options = {"reward_func": odd, "num_epochs": 24, "lr_scheduler_type": "constant", "lr": 1e-3}
-    options |= {"temperature": 0.07, "kl_coef": 0.01, "bootstrap_truncated": False}
-    results = [result.train for result in trainer(**QUICK | options)]
-    rewards = [train["reward/mean"] for train in results]
-    assert rewards[0] < 0.2 and sum(rewards[-3:]) / 3 > 0.7
-    assert results[-1]["loss/value"] < 0.05  # half the squared error of the critic
+    liked = trainer.causal_lm.get_input_embeddings().weight[:, 0] > 0
+
+    def one_side(completion_ids, **columns):
+        return [float(liked[ids].float().mean()) for ids in completion_ids]
+
+    options = {"reward_func": one_side, "num_epochs": 18, "lr_scheduler_type": "constant"}
+    options |= {"lr": 1e-3, "temperature": 0.07, "kl_coef": 0.01, "bootstrap_truncated": False}
+    rewards = [result.train["reward/mean"] for result in trainer(**QUICK | options)]
+    assert rewards[0] < 0.2 and sum(rewards[-6:]) / 6 > 0.7, rewards
 
 
 def test_offline_training_makes_gold_answers_likelier(tiny_model_path):

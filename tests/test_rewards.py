@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from main.errors import ConfigError, RewardError
+from main.trainer.reward_notes import TrainerState
 from main.trainer.rewards import (
     Rewards,
     Scoreable,
@@ -87,12 +88,49 @@ def test_async_functions_run_side_by_side_and_also_inside_a_running_event_loop()
 def test_a_function_gets_the_columns_it_names_and_with_kwargs_all_of_them():
     seen = {}
 
-    def everything(prompts, completions, **kwargs):
+    def everything(prompts, completions, trainer_state, log_metric, log_extra, **kwargs):
         seen.update(kwargs)
         return [0.0] * len(completions)
 
     Rewards([everything, right]).score(scoreable("a", "b", answer=["a", "b"], level=[1, 2]))
     assert seen == {"completion_ids": [[1], [1]], "answer": ["a", "b"], "level": [1, 2]}
+
+
+def test_a_function_is_told_where_the_run_is_and_what_it_logs_is_recorded():
+    """As TRL 1.16 calls it: `trainer_state`, `log_metric`, `log_extra` among the arguments."""
+
+    def noting(completions, trainer_state, log_metric, log_extra, **kwargs):
+        log_extra("size", [len(text) for text in completions])
+        log_metric("longest", max(len(text) for text in completions))
+        return [trainer_state.global_step / trainer_state.max_steps] * len(completions)
+
+    async def noting_too(completions, **kwargs):
+        kwargs["log_metric"]("longest", 1)
+        return [float(kwargs["trainer_state"].global_step)] * len(completions)
+
+    rewards = Rewards([noting, noting_too], progress=lambda: TrainerState(3, 4))
+    scores = rewards.score(scoreable("a", "bcd"))
+    assert scores.rewards.tolist() == [3.75, 3.75]
+    assert scores.metrics()["logged/longest"] == (4.0, 2)
+    assert [scores.notes.of(i) for i in range(2)] == [{"size": 1}, {"size": 3}]
+    assert "logged/longest" in rewards.score(scoreable("a")).metrics()
+    assert rewards.score(scoreable("a")).notes.columns == {"size": [1]}  # none of an earlier batch
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (lambda metric, extra: metric("m", math.nan), r"log_metric\('m', nan\).*finite"),
+        (lambda metric, extra: extra("size", [1]), r"log_extra\('size', ...\) got 1 values for 2"),
+    ],
+)
+def test_what_cannot_be_logged_is_an_error_that_names_the_function(log, said):
+    def noting(completions, log_metric, log_extra):
+        log(log_metric, log_extra)
+        return [0.0] * len(completions)
+
+    with pytest.raises(RewardError, match=f"'noting' raised ValueError: {said}"):
+        Rewards(noting).score(scoreable("a", "b"))
 
 
 def test_a_field_that_only_some_rows_have_is_none_in_the_others():

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from main.loaders.collate import pad
 from main.trainer.gae import Credit, Placement, gae, place_scores
 from main.trainer.kl import KLEstimator, kl_estimate
+from main.trainer.records import markdown_table
 from main.trainer.rewards import Scoreable
 from main.trainer.rollout import Completion
 from main.trainer.task import Metrics, Row
@@ -26,6 +27,7 @@ class Sample:
     ended: it ends with an end token; False when it was cut.
     counted: False for a filler that keeps processes in step.
     score: the reward of the whole completion.
+    notes: what reward functions logged of it.
     last_value: the critic's value after the last token, 0 for one that ended.
     sampling_logprobs: as the sampler reported them; None for one that was not sampled.
     """
@@ -35,6 +37,7 @@ class Sample:
     ended: bool
     counted: bool = True
     score: float = 0.0
+    notes: Mapping[str, Any] = field(default_factory=dict)
     last_value: float = 0.0
     sampling_logprobs: Tensor | None = None
     old_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -173,16 +176,18 @@ def mismatch(samples: Sequence[Sample]) -> Metrics:
 
 
 def table(samples: Sequence[Sample], tokenizer: Any) -> str:
-    """Question, completion and reward as a Markdown table; '' for no samples."""
+    """Question, completion, reward and notes as a Markdown table; '' for no samples."""
     if not samples:
         return ""
     what = scoreable(samples, tokenizer)
-    lines = ["| question | completion | reward |", "|---|---|---|"]
-    for prompt, text, sample in zip(what.prompts, what.texts, samples, strict=True):
-        question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        lines.append(f"| {_cell(question)} | {_cell(text)} | {sample.score:.3f} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: Any) -> str:
-    return str(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>")
+    noted = list(dict.fromkeys(name for sample in samples for name in sample.notes))
+    rows = [
+        [
+            prompt if isinstance(prompt, str) else prompt[-1]["content"],
+            text,
+            f"{sample.score:.3f}",
+            *(sample.notes.get(name, "") for name in noted),
+        ]
+        for prompt, text, sample in zip(what.prompts, what.texts, samples, strict=True)
+    ]
+    return markdown_table(["question", "completion", "reward", *noted], rows)

@@ -9,6 +9,7 @@ from torch import nn
 from main.errors import ConfigError
 from main.trainer.base import BaseTrainer
 from main.trainer.engine import is_shared_out
+from main.trainer.reward_notes import TrainerState
 from main.trainer.rollout import Completion, Sampler
 from main.trainer.samplers import make_sampler
 from main.trainer.task import Row
@@ -37,6 +38,10 @@ class GeneratingTrainer(BaseTrainer):
         if self.sampler is not None:
             self.sampler.close()
         self.sampler = None
+
+    def progress(self) -> TrainerState:
+        """Where the run is, for reward functions."""
+        return TrainerState(self.global_step, self.max_steps)
 
     def draw(
         self, rows: Sequence[Row], seeds: Sequence[int], greedy: bool = False

@@ -36,6 +36,7 @@ from main.trainer.grpo_options import (
     GRPOSetup,
 )
 from main.trainer.kl import kl_estimate
+from main.trainer.records import Means
 from main.trainer.reference import Reference
 from main.trainer.rewards import Rewards
 from main.trainer.samples import SAMPLE, by_completion, collate, inputs, keep, key, seed_of
@@ -73,13 +74,13 @@ class Trainer(GeneratingTrainer):
         set_dropout(self.model)
         self.reference: Reference | None = None
         self.share = self.setup.share_prompts and takes_branches(self.causal_lm)
-        self.shown: list[str] = []  # a table of the latest draw
+        self.shown = ""  # a table of the latest draw
 
     def __call__(self, **arguments: Any) -> Iterator[EpochResult]:
         """Train; yields an EpochResult per epoch with `loss`, `reward/mean` and the others."""
         run = self._run(arguments)
         options = self.options
-        self.rewards = Rewards(options.reward_func, options.reward_weights)
+        self.rewards = Rewards(options.reward_func, options.reward_weights, self.progress)
         options.reward_func = self.rewards.names  # what trackers write down
         self.samples_per_row = options.num_generations
         self.updates_per_step = options.num_iterations
@@ -102,17 +103,19 @@ class Trainer(GeneratingTrainer):
         for iteration in range(self.options.num_iterations):
             yield Update(drawn, None if iteration else metrics)
 
-    def _complete(self, rows: list[Row], seeds: list[int], greedy: bool = False) -> None:
+    def _complete(self, rows: list[Row], seeds: list[int], greedy: bool = False) -> Metrics:
         completions = self.draw(rows, seeds, greedy)
-        complete(rows, completions, self.tokenizer, self.rewards, self.options)
+        return complete(rows, completions, self.tokenizer, self.rewards, self.options)
 
     def _roll_out(self, drawn: list[MicroRows], step: int) -> Metrics:
         """Fill every row of `drawn` with its sample; returns what to record."""
         options = self.options
         todo = [row for micro in drawn for row in micro.rows]
         redrawn: set[int] = set()
+        logged = Means()
         for attempt in range(options.dynamic_sampling + 1):
-            self._complete(todo, [seed_of(self.setup.seed, step, r, attempt) for r in todo])
+            seeds = [seed_of(self.setup.seed, step, row, attempt) for row in todo]
+            logged.add(self._complete(todo, seeds))
             rewards = self._all_rewards(drawn)
             flat = zero_spread(_grouped(rewards, options.num_generations))
             rows = sorted({row for row, _ in rewards})
@@ -132,7 +135,7 @@ class Trainer(GeneratingTrainer):
         metrics["frac_reward_zero_std"] = (len(dull), len(rows))
         if options.dynamic_sampling:
             metrics["frac_redrawn"] = (len(redrawn), len(rows))
-        return metrics
+        return metrics | logged.state()
 
     def _all_rewards(self, drawn: list[MicroRows]) -> dict[tuple[int, int], float]:
         """Rewards of the whole step over all processes, by source row and sample, in order."""
@@ -215,8 +218,8 @@ class Trainer(GeneratingTrainer):
 
     def evaluate(self, rows: list[Row], device: torch.device) -> Metrics:
         """Rewards of the likeliest completion of each prompt."""
-        self._complete(rows, [0] * len(rows), greedy=True)
-        return sample_metrics([row[SAMPLE] for row in rows], self.rewards, self.options)
+        logged = self._complete(rows, [0] * len(rows), greedy=True)
+        return logged | sample_metrics([row[SAMPLE] for row in rows], self.rewards, self.options)
 
     def _remember(self, drawn: list[MicroRows]) -> None:
         rows = [row for micro in drawn if micro.counted for row in micro.rows][:TABLE_ROWS]
@@ -224,7 +227,7 @@ class Trainer(GeneratingTrainer):
             self.shown = samples_table(rows, self.rewards.names)
 
     def sample_text(self) -> str:
-        return "\n".join(self.shown)
+        return self.shown
 
     def state(self) -> dict[str, Any]:
         return {"shown": self.shown}

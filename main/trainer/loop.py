@@ -174,6 +174,7 @@ class Loop:
             self._not_finite(micro_batches, norm)
         self.engine.zero_grad()
         self.state.step += 1
+        self.task.global_step = self.state.step
         self._record({"grad_norm": (norm, 1)} if math.isfinite(norm) else {})
         self._record(metrics.state())
 
@@ -397,6 +398,7 @@ class Loop:
             log.info("resuming %s at step %d of %d", resumed, self.state.step, total)
             if self.state.epoch > options.num_epochs:
                 log.warning("%s is a finished run: nothing is left to train.", resumed)
+        self.task.global_step, self.task.max_steps = self.state.step, total
         self.records = Records(
             self.accelerator,
             self.place.output_dir,

@@ -99,7 +99,7 @@ class Trainer(GeneratingTrainer):
         run = self._run(arguments)
         self.updates_per_step = self.options.ppo_epochs
         self.kl_coef = self.options.kl_coef
-        self.rewards = make_rewards(self.reward_source, self.options)
+        self.rewards = make_rewards(self.reward_source, self.options, self.progress)
         self._check_lengths()
         return run
 
@@ -141,8 +141,8 @@ class Trainer(GeneratingTrainer):
     def _score(self, samples: list[Sample]) -> Metrics:
         """Set the samples' rewards; an error of a reward function ends all processes."""
         scores = once_a_share(lambda: self.rewards.score(scoreable(samples, self.tokenizer)))
-        for sample, reward in zip(samples, scores.rewards.tolist(), strict=True):
-            sample.score = reward
+        for i, (sample, reward) in enumerate(zip(samples, scores.rewards.tolist(), strict=True)):
+            sample.score, sample.notes = reward, scores.notes.of(i)
         return scores.metrics()
 
     def _estimate(self, samples: Sequence[Sample]) -> None:

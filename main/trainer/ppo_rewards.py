@@ -1,11 +1,13 @@
 """Where PPO's rewards come from: an encoder or a reward model, and functions of the user."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from main.errors import ConfigError
 from main.trainer.ppo_options import PPOOptions
 from main.trainer.reward_model import RewardModel, is_reward_model
+from main.trainer.reward_notes import TrainerState
 from main.trainer.rewards import Rewards
 from main.trainer.similarity import SimilarityReward
 from main.utils.encoder import SentenceEncoder
@@ -20,8 +22,12 @@ def load_reward_source(
     return RewardModel(path, device) if is_reward_model(path) else SentenceEncoder(path, device)
 
 
-def make_rewards(source: SentenceEncoder | RewardModel | None, options: PPOOptions) -> Rewards:
-    """All rewards of a run, that of `reward_from_pretrained` first.
+def make_rewards(
+    source: SentenceEncoder | RewardModel | None,
+    options: PPOOptions,
+    progress: Callable[[], TrainerState],
+) -> Rewards:
+    """All rewards of a run, that of `reward_from_pretrained` first; `progress` as in `Rewards`.
 
     Raises:
         ConfigError: there is none, or `reward_func` or `reward_weights` cannot be used.
@@ -38,4 +44,4 @@ def make_rewards(source: SentenceEncoder | RewardModel | None, options: PPOOptio
             "PPO needs a reward: give reward_from_pretrained (a sentence encoder or a reward "
             "model) to the constructor, or reward_func to the call."
         )
-    return Rewards(functions, options.reward_weights)
+    return Rewards(functions, options.reward_weights, progress)

@@ -4,7 +4,7 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,17 @@ def mean_of(states: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
             entry[0] += value
             entry[1] += count
     return {name: value / count for name, (value, count) in totals.items() if count}
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Lines of a table; what would break it in a cell is escaped."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = str(value).replace("\\", "\\\\").replace("|", "\\|")
+    return text.replace("\r", "").replace("\n", "<br>")
 
 
 class CsvLog:

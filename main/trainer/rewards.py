@@ -2,8 +2,10 @@
 
 A function takes `prompts`, `completions` and one list for each further column of the rows, all by
 name and all with one entry a completion, and returns one number a completion, or None where it does
-not apply. `async def` functions run side by side. A function without `**kwargs` is given only what
-it names. For a string prompt the completion is a string, for a conversation a list of one message.
+not apply. `trainer_state`, `log_metric` and `log_extra` are to be had too, see
+main/trainer/reward_notes.py. A function without `**kwargs` is given only what it names; `async def`
+functions run side by side. For a string prompt the completion is a string, for a conversation a
+list of one message.
 
 The reward of a completion is the weighted sum over the functions that apply to it. A completion to
 which none applies is an error: nothing could be learnt from it.
@@ -17,7 +19,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -25,10 +27,12 @@ import torch
 from torch import Tensor
 
 from main.errors import ConfigError, MainError, RewardError
+from main.trainer.reward_notes import Notes, TrainerState
 from main.trainer.task import Metrics, Row
 
 RewardFunction = Callable[..., Any]
-OURS = ("prompts", "completions", "completion_ids")  # names that no column may have
+DATA = ("prompts", "completions", "completion_ids")
+OURS = (*DATA, "trainer_state", "log_metric", "log_extra")  # names that no column may have
 
 
 @dataclass
@@ -87,7 +91,7 @@ class Scoreable:
         )
 
     def arguments(self) -> dict[str, list[Any]]:
-        """What the functions are called with; a field that a row lacks is None there."""
+        """The data that functions are called with; a field that a row lacks is None there."""
         names = dict.fromkeys(name for columns in self.columns for name in columns)
         if taken := [name for name in names if name in OURS]:
             raise RewardError(
@@ -109,11 +113,13 @@ class Scores:
 
     rewards: (B,) float32, the weighted sums.
     by_function: (B, F) float32, NaN where a function does not apply.
+    notes: what the functions logged.
     """
 
     names: list[str]
     rewards: Tensor
     by_function: Tensor
+    notes: Notes = field(default_factory=lambda: Notes(0))
 
     def metrics(self) -> Metrics:
         """Means for the records; a function counts where it applied."""
@@ -123,7 +129,8 @@ class Scores:
             f"rewards/{name}/mean": (sums[i], int(applied[:, i].sum()))
             for i, name in enumerate(self.names)
         }
-        return found | {"reward/mean": (float(self.rewards.sum()), len(self.rewards))}
+        found["reward/mean"] = (float(self.rewards.sum()), len(self.rewards))
+        return found | self.notes.metrics
 
 
 class Rewards:
@@ -132,6 +139,7 @@ class Rewards:
     Args:
         reward_func: one function, or a list of them.
         weights: one factor for each function; 1 by default.
+        progress: where the run is when it is called.
 
     Raises:
         ConfigError: nothing to call, or another number of weights than of functions.
@@ -141,7 +149,9 @@ class Rewards:
         self,
         reward_func: RewardFunction | Sequence[RewardFunction],
         weights: Sequence[float] | None = None,
+        progress: Callable[[], TrainerState] = TrainerState,
     ):
+        self.progress = progress
         self.functions: list[RewardFunction] = (
             [reward_func] if callable(reward_func) else list(reward_func)
         )
@@ -159,28 +169,39 @@ class Rewards:
         """
         if not what.rows:
             return Scores(self.names, torch.zeros(0), torch.zeros(0, len(self.functions)))
-        returned = self._returned(what)
+        notes = Notes(len(what.rows))
+        returned = self._returned(what, notes)
         columns = [
             _checked(name, values, what.rows)
             for name, values in zip(self.names, returned, strict=True)
         ]
         table = torch.tensor(columns, dtype=torch.float32).T  # (B, F)
         self._refuse_unscored(table, what.rows)
-        return Scores(self.names, (table * torch.tensor(self.weights)).nansum(1), table)
+        return Scores(self.names, (table * torch.tensor(self.weights)).nansum(1), table, notes)
 
-    def _returned(self, what: Scoreable) -> list[Any]:
+    def _returned(self, what: Scoreable, notes: Notes) -> list[Any]:
         """What each function returned; those that are to be awaited run side by side."""
         results: list[Any] = []
-        for name, function in zip(self.names, self.functions, strict=True):
-            with _Naming(name, function, what):
-                results.append(function(**_accepted(name, function, what)))
+        calls = [functools.partial(self._call, i) for i in range(len(self.functions))]
+        for name, call in zip(self.names, calls, strict=True):
+            with _Naming(name, call, what):
+                results.append(call(what, notes))
         waiting = [i for i, result in enumerate(results) if inspect.isawaitable(result)]
         for i, result in zip(waiting, _await_all([results[i] for i in waiting]), strict=True):
-            with _Naming(self.names[i], self.functions[i], what):
+            with _Naming(self.names[i], calls[i], what):
                 if isinstance(result, BaseException):
                     raise result
             results[i] = result
         return results
+
+    def _call(self, index: int, what: Scoreable, notes: Notes) -> Any:
+        beside = {
+            "trainer_state": self.progress(),
+            "log_metric": notes.log_metric,
+            "log_extra": notes.log_extra,
+        }
+        function = self.functions[index]
+        return function(**_accepted(self.names[index], function, what, beside))
 
     def _refuse_unscored(self, table: Tensor, rows: Sequence[int]) -> None:
         unscored = table.isnan().all(1)
@@ -237,9 +258,12 @@ def _problems(functions: Sequence[Any], weights: Sequence[float]) -> list[str]:
     return found
 
 
-def _accepted(name: str, function: RewardFunction, what: Scoreable) -> dict[str, list[Any]]:
+def _accepted(
+    name: str, function: RewardFunction, what: Scoreable, beside: Mapping[str, Any]
+) -> dict[str, Any]:
     """The arguments that `function` takes: all of them with `**kwargs`, else those it names."""
-    arguments = what.arguments()
+    data = what.arguments()
+    arguments = {**data, **beside}
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # some built-in functions have no signature
@@ -258,7 +282,7 @@ def _accepted(name: str, function: RewardFunction, what: Scoreable) -> dict[str,
     if missing:
         raise RewardError(
             f"reward function '{name}' needs {missing}, but row {what.rows[0]} has only "
-            f"{sorted(arguments)}."
+            f"{sorted(data)}."
         )
     return {key: value for key, value in arguments.items() if key in wanted}
 
@@ -278,8 +302,8 @@ def _await_all(waiting: list[Awaitable[Any]]) -> list[Any]:
 class _Naming:
     """Turns an error of a reward function into one that names the function and the row."""
 
-    def __init__(self, name: str, function: RewardFunction, what: Scoreable):
-        self.name, self.function, self.what = name, function, what
+    def __init__(self, name: str, call: Callable[[Scoreable, Notes], Any], what: Scoreable):
+        self.name, self.call, self.what = name, call, what
 
     def __enter__(self) -> None:
         pass
@@ -296,7 +320,7 @@ class _Naming:
         for index, row in enumerate(self.what.rows):
             alone = self.what.part(index)
             try:
-                result = self.function(**_accepted(self.name, self.function, alone))
+                result = self.call(alone, Notes(1))
                 if inspect.isawaitable(result):
                     (result,) = _await_all([result])
             except Exception:

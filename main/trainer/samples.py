@@ -22,7 +22,8 @@ SAMPLE = "completion"  # the field of a row that holds its Sample
 class Sample:
     """One completion of one prompt, and what was found out about it.
 
-    reward: the weighted sum; by_function: the single rewards, NaN where one does not apply.
+    reward: the weighted sum; by_function: the single rewards, NaN where one does not apply; notes:
+        what reward functions logged of it.
     old_logprobs, ref_logprobs: (T,) of its tokens, before the first update and by the reference.
     """
 
@@ -30,6 +31,7 @@ class Sample:
     text: str
     reward: float = 0.0
     by_function: list[float] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
     overlong: float = 0.0
     advantage: float = 0.0
     old_logprobs: Tensor | None = None

@@ -8,6 +8,7 @@ import torch
 
 from main.trainer.advantages import overlong_penalty
 from main.trainer.grpo_options import GRPOOptions
+from main.trainer.records import markdown_table
 from main.trainer.rewards import Rewards, Scoreable, Scores
 from main.trainer.rollout import Completion
 from main.trainer.samples import SAMPLE, Sample
@@ -21,8 +22,11 @@ def complete(
     tokenizer: Any,
     rewards: Rewards,
     options: GRPOOptions,
-) -> None:
+) -> Metrics:
     """Give each row its completion as a sample with a reward. All processes must call it.
+
+    Returns:
+        what the reward functions logged.
 
     Raises:
         RewardError: on every process, if on one.
@@ -33,11 +37,13 @@ def complete(
     for i, row in enumerate(rows):
         sample = Sample(completions[i], texts[i])
         sample.reward, sample.by_function = float(scores.rewards[i]), scores.by_function[i].tolist()
+        sample.notes = scores.notes.of(i)
         if options.overlong_cache:
             length = torch.tensor(len(sample.completion.ids))
             limit, cache = options.max_completion_length, options.overlong_cache
             sample.overlong = float(overlong_penalty(length, limit, cache))
         row[SAMPLE] = sample  # type: ignore[index]
+    return scores.notes.metrics
 
 
 def sample_metrics(samples: Sequence[Sample], rewards: Rewards, options: GRPOOptions) -> Metrics:
@@ -55,24 +61,19 @@ def sample_metrics(samples: Sequence[Sample], rewards: Rewards, options: GRPOOpt
     return metrics
 
 
-def samples_table(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """Lines of a Markdown table: prompt, completion, rewards, advantage."""
-    titles = ["prompt", "completion", *names, "reward", "advantage"]
-    lines = [_line(titles), _line(["---"] * len(titles))]
-    for row in rows:
-        sample: Sample = row[SAMPLE]
+def samples_table(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """A Markdown table: prompt, completion, rewards, advantage, what was logged of the samples."""
+    samples: list[Sample] = [row[SAMPLE] for row in rows]
+    noted = list(dict.fromkeys(name for sample in samples for name in sample.notes))
+    lines = []
+    for row, sample in zip(rows, samples, strict=True):
         numbers = [*sample.by_function, sample.reward + sample.overlong, sample.advantage]
-        lines.append(
-            _line([_last_turn(row["prompt"]), sample.text, *(f"{n:.4g}" for n in numbers)])
-        )
-    return lines
+        notes = [sample.notes.get(name, "") for name in noted]
+        cells = [_last_turn(row["prompt"]), sample.text, *(f"{n:.4g}" for n in numbers), *notes]
+        lines.append(cells)
+    return markdown_table(["prompt", "completion", *names, "reward", "advantage", *noted], lines)
 
 
 def _last_turn(prompt: str) -> str:
     turns = json.loads(prompt)
     return turns if isinstance(turns, str) else str(turns[-1]["content"])
-
-
-def _line(cells: Sequence[str]) -> str:
-    shown = (cell.replace("|", "\\|").replace("\r", "").replace("\n", "<br>") for cell in cells)
-    return f"| {' | '.join(shown)} |"

@@ -78,6 +78,9 @@ class Task(ABC):
     # Completions of a prompt: a drawn row comes so often, numbered 0, 1, ... in row["sample"].
     # batch_size then counts completions.
     samples_per_row: int = 1
+    # Optimizer steps made, and those of the whole run; the loop keeps them.
+    global_step: int = 0
+    max_steps: int = 0
     # A context in which every weight is whole here, for passes that other processes do not make;
     # all processes must enter it. The loop sets it.
     at_hand: Callable[[], AbstractContextManager[None]] = nullcontext

@@ -1,0 +1,61 @@
+"""What TRL hands to a reward function beside the data: where the run is, and a place for notes.
+
+def right(completions, answer, trainer_state=None, log_metric=None, log_extra=None):
+    found = [text.split()[-1] for text in completions]
+    log_extra("found", found)                               # a column of the table of samples
+    log_metric("numbers", sum(map(str.isdigit, found)))     # "logged/numbers" in the records
+    bonus = 1 - trainer_state.global_step / trainer_state.max_steps
+    ...
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from main.trainer.task import Metrics
+
+
+class TrainerState(NamedTuple):
+    """Where a run is.
+
+    global_step: optimizer steps made before these completions were drawn.
+    max_steps: those of the whole run.
+    """
+
+    global_step: int = 0
+    max_steps: int = 0
+
+
+class Notes:
+    """Collects what the functions say about one batch of completions; an error says what is wrong.
+
+    metrics: 'logged/<name>' -> (sum, number of calls).
+    columns: name -> one value for each completion.
+    """
+
+    def __init__(self, completions: int):
+        self.completions = completions
+        self.metrics: Metrics = {}
+        self.columns: dict[str, list[Any]] = {}
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Record a number; the mean over all calls is what the records show."""
+        value = float(value)
+        if not math.isfinite(value):
+            raise ValueError(f"log_metric('{name}', {value}): the value must be a finite number.")
+        total, count = self.metrics.get(f"logged/{name}", (0.0, 0))
+        self.metrics[f"logged/{name}"] = (total + value, count + 1)
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """Show a value for each completion in the table of samples."""
+        values = list(values)
+        if len(values) != self.completions:
+            raise ValueError(
+                f"log_extra('{column}', ...) got {len(values)} values for {self.completions} "
+                "completions: give one for each."
+            )
+        self.columns[column] = values
+
+    def of(self, completion: int) -> dict[str, Any]:
+        """What the columns say of one completion."""
+        return {column: values[completion] for column, values in self.columns.items()}
