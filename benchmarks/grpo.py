@@ -1,18 +1,19 @@
 """GRPO steps of a LoRA adapter against TRL's GRPOTrainer, both generating with transformers.
 
-    python benchmarks/grpo.py [--steps 2] [--prompts 2] [--tokens 48] [--rounds 3]
+    python benchmarks/grpo.py [--steps 2] [--prompts 4] [--tokens 48] [--rounds 3] [--threads 2]
 
 LoRA r=8 on all linear layers, 8 completions a prompt, exactly `--tokens` tokens each (end tokens do
 not end them), float32, no gradient checkpointing, beta 0, the same prompts on both sides.
 Seconds are those of the training alone: generation, rewards and updates; benchmarks/paired.py tells
-how they are measured. Where vLLM is installed a third side draws with it in the same process: its
-start is not counted, and of its engine only wall time: CPU time and memory are another process's.
-It still ends at the model's own end token: compare `completion_length` before its time is quoted.
+how they are measured. Where vLLM is installed a third side draws with it in the same process. The
+engine's start is not counted, nor is its CPU time, which is another process's; its peak memory is.
+It takes all cores: its wall time compares with the others' when `--threads` is the number of cores.
 """
 
 import argparse
 import importlib.util
 import json
+import resource
 import statistics
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,11 @@ def run_ours(options: argparse.Namespace, **drawing: Any) -> dict[str, Any]:
     )
     measured = usage(trainer.started)
     assert result.step == options.steps
-    return measured | {"completion_length": result.train["completion_length"]}
+    engine = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return measured | {
+        "peak_mib": measured["peak_mib"] + engine,
+        "completion_length": result.train["completion_length"],
+    }
 
 
 def run_trl(options: argparse.Namespace) -> dict[str, Any]:
@@ -126,7 +131,7 @@ def main() -> None:
         sides,
         select,
         data="data/ticket_en_grpo_train.jsonl",
-        numbers={"steps": 2, "prompts": 2, "tokens": 48},
+        numbers={"steps": 2, "prompts": 4, "tokens": 48, "threads": 2},
         settings={"settings": f"LoRA r=8 all-linear, {GROUP} completions a prompt, lr {LR}"},
     )
 

@@ -78,7 +78,7 @@ def compare(
     parser = argparse.ArgumentParser(description=document.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path(data))
     parser.add_argument("--model", type=Path, default=Path("models/SmolLM2-135M-Instruct"))
-    for name, default in {**numbers, "rounds": 3, "threads": 1}.items():
+    for name, default in {"rounds": 3, "threads": 1, **numbers}.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--side", choices=list(sides), help=argparse.SUPPRESS)
     options = parser.parse_args()
