@@ -2,7 +2,8 @@
 
 python examples/sft.py
 python examples/grpo.py --adapter save_model/sft_example/Llama_<step>
-accelerate launch --num_processes 2 examples/grpo.py          # without GPUs: add --multi_gpu
+python examples/grpo.py --use_vllm --vllm_mode colocate     # vLLM draws, in this process
+accelerate launch --num_processes 2 examples/grpo.py        # without GPUs: add --multi_gpu
 """
 
 import argparse
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, default=2e-5)
     parser.add_argument("--use_vllm", action="store_true")
+    parser.add_argument("--vllm_mode", choices=["server", "colocate"], default="server")
     parser.add_argument("--resume", help="a checkpoint directory, or 'auto'")
     arguments = parser.parse_args()
     trainer = Trainer(
@@ -37,6 +39,7 @@ def main() -> None:
         num_train_epochs=arguments.epochs,
         lr=arguments.lr,
         use_vllm=arguments.use_vllm,
+        vllm_mode=arguments.vllm_mode,
         resume_from_checkpoint=arguments.resume,
     ):
         print(result)

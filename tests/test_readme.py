@@ -24,6 +24,7 @@ NOT_RUN = {
     "make test": "it is what runs this test",
     "make install-vllm": "changes the environment that the tests run in",
     "accelerate launch": "see test_lora.py, test_fsdp.py and test_deepspeed.py",
+    "examples/grpo.py --use_vllm": "needs vLLM; see test_rollout_vllm.py, test_rollout_server.py",
     "trl vllm-serve": "a server; started in the tests marked vllm where vLLM is installed",
     "tensorboard": "a server that does not end",
 }

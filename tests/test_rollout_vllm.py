@@ -4,12 +4,15 @@ Two engines serve all tests, one that follows by merged weights and one that doe
 their policies get other adapter weights from test to test.
 """
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from vllm_support import ENGINE, policy_on, save_tiny, scatter, scored
 
 from main.errors import ConfigError, GenerationError, ModelError
-from main.models import LoraOptions, add_adapter
+from main.models import LoraOptions, add_adapter, load_tokenizer
 from main.trainer.logprobs import scoring
 from main.trainer.rollout import HFSampler, SamplingOptions
 from main.trainer.rollout_adapter import AdapterFolder, check_plain_lora
@@ -153,6 +156,33 @@ def test_a_failed_update_is_made_again(sampler, monkeypatch):
 @pytest.mark.vllm
 def test_no_prompts_give_no_completions(sampler):
     assert sampler.sample([], []) == []
+
+
+@pytest.mark.vllm
+def test_grpo_trains_on_the_completions_of_an_engine(tmp_path, small_model_path, monkeypatch):
+    from main.trainer.grpo import Trainer
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    base = save_tiny(tmp_path / "base", tokenizer=load_tokenizer(small_model_path), context=256)
+    rows = [{"prompt": [{"role": "user", "content": f"Say {n}."}]} for n in range(4)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = {"train": "rows.jsonl"}
+    trainer = Trainer(from_pretrained=base, data_path=data, max_length=128, lora_r=4)
+
+    def even(completion_ids, **columns):
+        return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+    results = list(
+        trainer(reward_func=even, per_device_train_batch_size=8, num_generations=4, num_epochs=2,
+                max_completion_length=8, lr=1e-2, use_vllm=True, vllm_mode="colocate",
+                save_strategy="no", report_to="none")
+    )  # fmt: skip
+    assert [result.step for result in results] == [2, 4]
+    for train in (result.train for result in results):
+        assert train["sampling_mismatch"] < 1e-4  # nats, though a step of lr 1e-2 moves it by more
+        assert train["reward/std"] > 0 and train["completion_length"] > 1
+    assert results[1].train["grad_norm"] > 0
 
 
 def test_the_adapter_is_written_only_when_it_changed_and_removed_at_the_end(base):
