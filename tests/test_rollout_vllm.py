@@ -87,6 +87,16 @@ def test_a_seed_fixes_a_completion_whatever_else_is_in_the_batch(sampler):
 
 
 @pytest.mark.vllm
+def test_more_prompts_than_fit_into_one_pass_are_drawn_with_their_seeds(sampler):
+    """80 x 100 tokens: vLLM would cut a prompt in two, which kills its engine on a CPU."""
+    prompts = [[n % 57 + 1] * 100 for n in range(80)]
+    drawn = sampler.sample(prompts, range(80))
+    for n in (0, 41, 79):
+        (alone,) = sampler.sample([prompts[n]], [n])
+        assert drawn[n].ids == alone.ids
+
+
+@pytest.mark.vllm
 def test_greedy_completions_are_those_of_transformers(sampler):
     first, second = (sampler.sample(PROMPTS, [s] * 4, greedy=True) for s in (1, 2))
     assert [c.ids for c in first] == [c.ids for c in second]
@@ -170,7 +180,11 @@ def test_grpo_trains_on_the_completions_of_an_engine(tmp_path, small_model_path,
     data = {"train": "rows.jsonl"}
     trainer = Trainer(from_pretrained=base, data_path=data, max_length=128, lora_r=4)
 
+    contexts = []
+
     def even(completion_ids, **columns):
+        if not contexts:
+            contexts.append(trainer.sampler.engine.context)
         return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
     results = list(
@@ -179,6 +193,7 @@ def test_grpo_trains_on_the_completions_of_an_engine(tmp_path, small_model_path,
                 save_strategy="no", report_to="none")
     )  # fmt: skip
     assert [result.step for result in results] == [2, 4]
+    assert contexts == [128 + 8]  # not the model's 256
     for train in (result.train for result in results):
         assert train["sampling_mismatch"] < 1e-4  # nats, though a step of lr 1e-2 moves it by more
         assert train["reward/std"] > 0 and train["completion_length"] > 1

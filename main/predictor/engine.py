@@ -240,7 +240,7 @@ def _refuse_original_chatglm(model: str) -> None:
 
 async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
     try:
-        options = vllm.AsyncEngineArgs(**_with_cpu_cache(arguments))
+        options = vllm.AsyncEngineArgs(**_for_cpu(arguments))
         config = options.create_engine_config()
     except ValueError as error:
         raise ConfigError(f"vLLM refuses these options: {_first_lines(error)}") from error
@@ -255,15 +255,23 @@ async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
         ) from error
 
 
-def _with_cpu_cache(arguments: dict[str, Any]) -> dict[str, Any]:
-    """On a CPU vLLM would take nine tenths of all memory for keys and values."""
+def _for_cpu(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What vLLM needs on a CPU and does not choose by itself; the caller's word comes last.
+
+    It would take nine tenths of all memory for keys and values. And a prompt that it computes in
+    pieces, of a request with a seed, kills it: it winds the generator back by an offset, which
+    torch's generator for CPUs does not have.
+    """
     import torch
 
-    said = arguments.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
-    if torch.cuda.is_available() or said or os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+    if torch.cuda.is_available():
         return arguments
-    free = psutil.virtual_memory().available
-    return {**arguments, "kv_cache_memory_bytes": min(CPU_CACHE_BYTES, free // 4)}
+    own: dict[str, Any] = {"enable_chunked_prefill": False}
+    said = arguments.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
+    if not said and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        free = psutil.virtual_memory().available
+        own["kv_cache_memory_bytes"] = min(CPU_CACHE_BYTES, free // 4)
+    return own | arguments
 
 
 async def _clear_errors(coroutine: Coroutine[Any, Any, Any]) -> Any:

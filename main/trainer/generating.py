@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from main.errors import ConfigError
+from main.models import context_length
 from main.trainer.base import BaseTrainer
 from main.trainer.engine import is_shared_out
 from main.trainer.reward_notes import TrainerState
@@ -30,8 +31,17 @@ class GeneratingTrainer(BaseTrainer):
                 "use_vllm=False, or launch with a whole copy each (DDP, or stage 2)."
             )
         base = self.setup.from_pretrained
+        longest = self.setup.max_length + self.options.max_completion_length
+        context = context_length(self.causal_lm.config) or longest
         self.sampler = together(
-            lambda: make_sampler(self.options, self.policy, self.stop_ids, self.pad_id, base)
+            lambda: make_sampler(
+                self.options,
+                self.policy,
+                self.stop_ids,
+                self.pad_id,
+                base,
+                min(longest, context),
+            )
         )
 
     def close(self) -> None:

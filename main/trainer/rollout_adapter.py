@@ -18,7 +18,7 @@ import torch
 from main.adapters import ADAPTER, adapter_tensors, save_adapter
 from main.errors import ConfigError, GenerationError
 from main.trainer.logprobs import LogprobModel, scoring
-from main.trainer.rollout import Completion
+from main.trainer.rollout import Completion, SamplingOptions
 
 MEMORY = Path("/dev/shm")
 PROBE_TOKENS = 8
@@ -93,6 +93,11 @@ def check_plain_lora(policy: Any) -> None:
             f"vLLM cannot follow an adapter with {' and '.join(found)}. Train without it, or draw "
             "completions with transformers (use_vllm=False)."
         )
+
+
+def probe_tokens(options: SamplingOptions) -> int:
+    """Tokens of a probe: no more than a completion has, lest it exceed the sampler's context."""
+    return min(PROBE_TOKENS, options.max_completion_length)
 
 
 def tolerance_of(policy: Any) -> float:

@@ -21,10 +21,10 @@ from main.trainer.merged import merged_weights
 from main.trainer.rollout import Completion, Sampler, SamplingOptions, generation_options
 from main.trainer.rollout_adapter import (
     PROBE_SEED,
-    PROBE_TOKENS,
     AdapterFolder,
     check_plain_lora,
     check_probe,
+    probe_tokens,
     tolerance_of,
 )
 
@@ -189,7 +189,7 @@ class ServerSampler(Sampler):
     def _check(self, prompt: list[int]) -> None:
         temperature = self.options.temperature
         settings = GenerationOptions(temperature=temperature, do_sample=True)
-        probe = self._complete(prompt, PROBE_SEED, settings, PROBE_TOKENS)
+        probe = self._complete(prompt, PROBE_SEED, settings, probe_tokens(self.options))
         check_probe(self.policy, list(prompt), probe, temperature, self.tolerance)
 
     def _takes_adapters(self) -> bool:

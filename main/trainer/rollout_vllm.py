@@ -30,10 +30,10 @@ from main.trainer.rollout import (
 )
 from main.trainer.rollout_adapter import (
     PROBE_SEED,
-    PROBE_TOKENS,
     AdapterFolder,
     check_plain_lora,
     check_probe,
+    probe_tokens,
     tolerance_of,
 )
 
@@ -121,7 +121,7 @@ class VLLMSampler(Sampler):
         rows = decoder_rows(prompts, seeds, self.options.max_completion_length)
         requests = [self._request(row, settings) for row in rows]
         if changed:
-            rows += decoder_rows(prompts[:1], [PROBE_SEED], PROBE_TOKENS)
+            rows += decoder_rows(prompts[:1], [PROBE_SEED], probe_tokens(self.options))
             requests.append(self._request(rows[-1], self._probe_settings()))
         for row, output in zip(rows, self.engine.run(requests), strict=True):
             take(row, output, self.stop_ids)

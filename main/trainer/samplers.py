@@ -56,12 +56,15 @@ def make_sampler(
     stop_ids: Collection[int],
     pad_id: int,
     base: str | Path,
+    longest: int,
 ) -> Sampler:
     """The sampler that `options` ask for.
 
     Args:
         policy: the PEFT model, as in `BaseTrainer.policy`.
         base: folder of the base model, for an engine that loads it itself.
+        longest: most tokens of a prompt and its completion together; what such an engine has to
+            have room for, instead of the model's whole context.
 
     Raises:
         ConfigError: the sampler cannot follow this policy.
@@ -77,5 +80,12 @@ def make_sampler(
         return ServerSampler(policy, options, stop_ids, pad_id, url, timeout)
     from main.trainer.rollout_vllm import VLLMSampler
 
-    share = options.vllm_gpu_memory_utilization
-    return VLLMSampler(policy, options, stop_ids, pad_id, base, gpu_memory_utilization=share)
+    return VLLMSampler(
+        policy,
+        options,
+        stop_ids,
+        pad_id,
+        base,
+        gpu_memory_utilization=options.vllm_gpu_memory_utilization,
+        max_model_len=longest,
+    )
