@@ -123,11 +123,13 @@ def check_probe(
     given = torch.tensor(probe.sampling_logprobs, device=policy.device)
     difference = float((given - expected).abs().mean())
     if not difference <= tolerance:
+        dtype = str(policy.get_base_model().dtype).removeprefix("torch.")
         raise GenerationError(
             f"the sampler does not follow the policy: the log-probabilities of a probe differ by "
             f"{difference:.3g} nats a token on average, and {tolerance:.3g} is the most that "
             "rounding explains. It serves other weights (an older adapter, another base, a model "
-            "that an adapter was already merged into), or its log-probabilities are not those of "
-            "the sampling temperature (vllm serve needs --logprobs-mode processed_logprobs)."
+            "that an adapter was already merged into), computes in another dtype than the policy "
+            f"(a server needs --dtype {dtype}), or its log-probabilities are not those of the "
+            "sampling temperature (vllm serve needs --logprobs-mode processed_logprobs)."
         )
     return difference

@@ -1,7 +1,10 @@
 """Rollouts by a vLLM server that runs beside the training, as in two terminals.
 
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 trl vllm-serve --model BASE --enable-lora --max-lora-rank 16
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 trl vllm-serve --model BASE --dtype DTYPE --enable-lora
     python train.py
+
+DTYPE is the trainer's (`auto` makes float16 of float32). On a CPU VLLM_CPU_KVCACHE_SPACE=2 (GiB)
+and --no-enable-chunked-prefill are needed too, see `main.predictor.engine`.
 
 The server serves the base model and follows the policy in one of two ways: by its adapter, loaded
 through the server's own endpoint (the command above; both sides see one file system, and several
@@ -32,7 +35,7 @@ ATTEMPTS = 3
 FIRST_PAUSE = 1.0  # seconds; doubled after each attempt
 CONCURRENCY = 64  # requests on their way at once
 HOW_TO_START = (
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 trl vllm-serve --model BASE --enable-lora "
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 trl vllm-serve --model BASE --dtype DTYPE --enable-lora "
     "--max-lora-rank RANK"
 )
 
