@@ -24,9 +24,9 @@ DEV = Path("data/ticket_en_dev.jsonl")
 TASK = "quickstart"
 
 
-def read_dev(rows: int) -> tuple[list[list[dict]], list[str]]:
-    """Prompts (all messages but the last) and gold answers of the first dev rows."""
-    lines = DEV.read_text(encoding="utf-8").splitlines()[:rows]
+def read_rows(path: Path, rows: int) -> tuple[list[list[dict]], list[str]]:
+    """Prompts (all messages but the last) and gold answers of a file's first rows."""
+    lines = path.read_text(encoding="utf-8").splitlines()[:rows]
     dialogues = [json.loads(line)["conversations"] for line in lines]
     return [d[:-1] for d in dialogues], [d[-1]["content"] for d in dialogues]
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60, help="dev rows to answer")
     arguments = parser.parse_args()
     disable_progress_bar()  # transformers': the weights of a small model are there at once
-    prompts, gold = read_dev(arguments.rows)
+    prompts, gold = read_rows(DEV, arguments.rows)
     before = answer("Before", prompts)
     checkpoint = train(arguments.epochs)
     after = answer("After", prompts, checkpoint)

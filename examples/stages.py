@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prettytable import PrettyTable
-from quickstart import read_dev
+from quickstart import read_rows
 from transformers.utils.logging import disable_progress_bar
 
 from main.predictor.hf import Predictor
@@ -50,7 +50,7 @@ PLANS = {
     "grpo": Plan(
         grpo.Trainer,
         "ticket_en_grpo",
-        240,
+        300,
         {},
         {
             "reward_func": [fields_reward("|"), reward_exact],
@@ -58,8 +58,8 @@ PLANS = {
             "gradient_accumulation_steps": 2,
             "num_generations": 8,
             "max_completion_length": 32,
-            "num_epochs": 1,
-            "lr": 2e-4,
+            "num_epochs": 2,
+            "lr": 1e-4,
         },
     ),
     "ppo": Plan(
@@ -86,11 +86,11 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=list(PLANS), default=list(PLANS))
     parser.add_argument("--sft", help="an SFT adapter to start from, instead of the sft stage")
     parser.add_argument("--task", default="stages")
-    parser.add_argument("--dev_rows", type=int, default=60)
+    parser.add_argument("--test_rows", type=int, default=60)
     parser.add_argument("--max_rows", type=int, help="at most so many training rows a stage")
     arguments = parser.parse_args()
     disable_progress_bar()
-    prompts, gold = read_dev(arguments.dev_rows)
+    prompts, gold = read_rows(Path("data/ticket_en_test.jsonl"), arguments.test_rows)
     table = PrettyTable(["after", "exactly right", "fields right", "minutes"], align="l")
     adapters: dict[str, Any] = {"sft": arguments.sft}
     table.add_row(["the base model", *scores(arguments.model, None, prompts, gold), ""])

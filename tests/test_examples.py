@@ -21,7 +21,7 @@ CHAIN = {  # in this order: a later script takes what an earlier one left
     "predict.py": ["--peft_path", SFT],
     "batch_inference.py": ["--peft_path", SFT],
     "merge.py": ["--peft_path", SFT, "--output", "merged"],
-    "stages.py": ["--max_rows", "8", "--dev_rows", "4"],
+    "stages.py": ["--max_rows", "8", "--test_rows", "4"],
     "quickstart.py": ["--epochs", "1", "--rows", "4"],
 }
 
