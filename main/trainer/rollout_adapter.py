@@ -9,7 +9,8 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ class AdapterFolder:
     def path(self) -> Path:
         """The folder written last."""
         return self.root / str(self.number)
+
+    @contextmanager
+    def following(self) -> Iterator[bool]:
+        """Write the policy if it changed; True then. A block that fails has to send it again."""
+        changed = self.update()
+        try:
+            yield changed
+        except BaseException:
+            if changed:
+                self.forget()
+            raise
 
     def update(self) -> bool:
         """Write if the adapter is not the one of the last time; True if it was written."""

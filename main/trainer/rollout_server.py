@@ -140,13 +140,10 @@ class ServerSampler(Sampler):
     ) -> list[Completion]:
         if not prompts:
             return []
-        if self.folder.update():
-            try:
+        with self.folder.following() as changed:
+            if changed:
                 self._switch()
                 self._check(prompts[0])
-            except BaseException:
-                self.folder.forget()  # a caller who goes on sends and checks again
-                raise
         settings = generation_options(self.options, greedy)
         limit = self.options.max_completion_length
         with ThreadPoolExecutor(min(CONCURRENCY, len(prompts))) as pool:

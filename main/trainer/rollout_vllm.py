@@ -100,13 +100,8 @@ class VLLMSampler(Sampler):
         if self.asleep:
             self.engine.wake()
             self.asleep = False
-        changed = self.folder.update()
-        try:
+        with self.folder.following() as changed:
             rows = self._draw(prompts, seeds, greedy, changed)
-        except BaseException:
-            if changed:
-                self.folder.forget()  # a caller who goes on sends and checks again
-            raise
         if self.sleep:
             self.engine.sleep()
             self.asleep = True
