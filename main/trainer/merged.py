@@ -49,6 +49,7 @@ def merged_weights(policy: Any) -> Iterator[tuple[str, torch.Tensor]]:
     rounding of both in the base weights.
     """
     for name, layer in adapted_layers(policy).items():
-        weight, delta = layer.get_base_layer().weight, layer.get_delta_weight(ADAPTER)
         with torch.no_grad():
-            yield f"{name}.weight", (weight.float() + delta.float()).to(weight.dtype)
+            weight, delta = layer.get_base_layer().weight, layer.get_delta_weight(ADAPTER)
+            merged = (weight.float() + delta.float()).to(weight.dtype)
+        yield f"{name}.weight", merged
