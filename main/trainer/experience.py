@@ -14,6 +14,7 @@ from main.loaders.collate import pad
 from main.trainer.gae import Credit, Placement, gae, place_scores
 from main.trainer.kl import KLEstimator, kl_estimate
 from main.trainer.records import markdown_table
+from main.trainer.reward_notes import noted_columns
 from main.trainer.rewards import Scoreable
 from main.trainer.rollout import Completion
 from main.trainer.task import Metrics, Row
@@ -180,14 +181,14 @@ def table(samples: Sequence[Sample], tokenizer: Any) -> str:
     if not samples:
         return ""
     what = scoreable(samples, tokenizer)
-    noted = list(dict.fromkeys(name for sample in samples for name in sample.notes))
+    titles, notes = noted_columns([sample.notes for sample in samples])
     rows = [
         [
             prompt if isinstance(prompt, str) else prompt[-1]["content"],
             text,
-            f"{sample.score:.3f}",
-            *(sample.notes.get(name, "") for name in noted),
+            f"{s.score:.3f}",
+            *cells,
         ]
-        for prompt, text, sample in zip(what.prompts, what.texts, samples, strict=True)
+        for prompt, text, s, cells in zip(what.prompts, what.texts, samples, notes, strict=True)
     ]
-    return markdown_table(["question", "completion", "reward", *noted], rows)
+    return markdown_table(["question", "completion", "reward", *titles], rows)

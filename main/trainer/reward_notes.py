@@ -1,15 +1,16 @@
 """What TRL hands to a reward function beside the data: where the run is, and a place for notes.
 
-def right(completions, answer, trainer_state=None, log_metric=None, log_extra=None):
-    found = [text.split()[-1] for text in completions]
-    log_extra("found", found)                               # a column of the table of samples
-    log_metric("numbers", sum(map(str.isdigit, found)))     # "logged/numbers" in the records
-    bonus = 1 - trainer_state.global_step / trainer_state.max_steps
-    ...
+    def right(completions, answer, trainer_state, log_metric, log_extra):
+        found = [text.split()[-1] for text in completions]
+        log_extra("found", found)                               # a column of the table of samples
+        log_metric("numbers", sum(map(str.isdigit, found)))     # "logged/numbers" in the records
+        bonus = 1 - trainer_state.global_step / trainer_state.max_steps
+
+Rewards that change with the step are the same after a resume: the step is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from main.trainer.task import Metrics
@@ -59,3 +60,9 @@ class Notes:
     def of(self, completion: int) -> dict[str, Any]:
         """What the columns say of one completion."""
         return {column: values[completion] for column, values in self.columns.items()}
+
+
+def noted_columns(notes: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Titles, and a row of cells for each completion's notes; '' where it has none of that name."""
+    titles = list(dict.fromkeys(name for noted in notes for name in noted))
+    return titles, [[noted.get(name, "") for name in titles] for noted in notes]

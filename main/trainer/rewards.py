@@ -31,8 +31,8 @@ from main.trainer.reward_notes import Notes, TrainerState
 from main.trainer.task import Metrics, Row
 
 RewardFunction = Callable[..., Any]
-DATA = ("prompts", "completions", "completion_ids")
-OURS = (*DATA, "trainer_state", "log_metric", "log_extra")  # names that no column may have
+# Names that no column may have.
+OURS = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
 
 
 @dataclass

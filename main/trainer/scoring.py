@@ -9,6 +9,7 @@ import torch
 from main.trainer.advantages import overlong_penalty
 from main.trainer.grpo_options import GRPOOptions
 from main.trainer.records import markdown_table
+from main.trainer.reward_notes import noted_columns
 from main.trainer.rewards import Rewards, Scoreable, Scores
 from main.trainer.rollout import Completion
 from main.trainer.samples import SAMPLE, Sample
@@ -64,14 +65,13 @@ def sample_metrics(samples: Sequence[Sample], rewards: Rewards, options: GRPOOpt
 def samples_table(rows: Sequence[Row], names: Sequence[str]) -> str:
     """A Markdown table: prompt, completion, rewards, advantage, what was logged of the samples."""
     samples: list[Sample] = [row[SAMPLE] for row in rows]
-    noted = list(dict.fromkeys(name for sample in samples for name in sample.notes))
+    titles, notes = noted_columns([sample.notes for sample in samples])
     lines = []
-    for row, sample in zip(rows, samples, strict=True):
+    for row, sample, noted in zip(rows, samples, notes, strict=True):
         numbers = [*sample.by_function, sample.reward + sample.overlong, sample.advantage]
-        notes = [sample.notes.get(name, "") for name in noted]
-        cells = [_last_turn(row["prompt"]), sample.text, *(f"{n:.4g}" for n in numbers), *notes]
-        lines.append(cells)
-    return markdown_table(["prompt", "completion", *names, "reward", "advantage", *noted], lines)
+        shown = [f"{number:.4g}" for number in numbers]
+        lines.append([_last_turn(row["prompt"]), sample.text, *shown, *noted])
+    return markdown_table(["prompt", "completion", *names, "reward", "advantage", *titles], lines)
 
 
 def _last_turn(prompt: str) -> str:
