@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := true
 VLLM := $(if $(filter Linux,$(shell uname -s)),install-vllm)
 DEEPSPEED := $(if $(filter Linux,$(shell uname -s)),install-deepspeed)
 
-.PHONY: install install-vllm install-deepspeed assets quickstart test test-all check fast bench data clean
+.PHONY: install install-vllm install-deepspeed assets quickstart test test-long check fast bench data clean
 
 install: $(VENV)/.installed
 
@@ -63,16 +63,19 @@ assets: install
 # Files go to the workers in the order of tests/conftest.py, the long ones first.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-# Tests marked vllm are skipped where it is not installed.
-test: assets $(DEEPSPEED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest $(WORKERS) -m "not gpu"
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(WORKERS)
 
-test-all: assets $(VLLM) test
+test: assets $(DEEPSPEED)
+	$(PYTEST) -m "not gpu and not long"
+
+# What `make test` leaves out. Tests marked vllm are skipped where it is not installed.
+test-long: assets $(DEEPSPEED) $(VLLM)
+	$(PYTEST) -m "long and not gpu"
 
 fast: assets
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q $(WORKERS) -m "not gpu and not vllm and not slow and not distributed"
+	$(PYTEST) -q -m "not gpu and not long and not slow and not distributed"
 
-check: fast
+check: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -84,17 +84,19 @@ def run_trl(options: argparse.Namespace) -> dict[str, Any]:
 
 def our_trainer(options: argparse.Namespace) -> Any:
     from main.trainer.grpo import Trainer
+    from main.trainer.grpo.trainer import GRPOTask
 
-    class Endless(Trainer):
+    class Task(GRPOTask):
         """No token ends a completion, so that both sides generate as many."""
 
-        @property
-        def stop_ids(self) -> list[int]:
-            return []
+        def open(self, run: Any) -> None:
+            self.stop_ids = []
+            super().open(run)
+            self.trainer.started = usage()  # an engine's start is not a step's time
 
-        def open(self, device: Any) -> None:
-            super().open(device)
-            self.started = usage()  # an engine's start is not a step's time
+    class Endless(Trainer):
+        def configured(self, options: Any) -> Task:
+            return Task(self, options)
 
     return Endless(
         from_pretrained=options.model,

@@ -23,9 +23,11 @@ from typing import Any
 
 import torch
 
+from main.trainer.loop.records import Means
+from main.trainer.loop.task import Run
 from main.trainer.lora import Trainer as SFTTrainer
 from main.trainer.ppo import Trainer
-from main.trainer.records import Means
+from main.trainer.ppo.trainer import PPOTask
 from main.utils.reward_func import fields_reward, reward_exact
 
 RESULTS = Path(__file__).parent / "results" / "ppo.json"
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch_size", type=int, default=10)
     parser.add_argument("--accumulation", type=int, default=4, help="batches of a draw")
-    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--reward", default="similarity", choices=["similarity", "fields"])
     parser.add_argument("--sft_steps", type=int, default=20)
     parser.add_argument("--critic", default="detached", choices=["head", "detached", "adapter"])
@@ -89,11 +91,16 @@ def joined(paths: list[str], folder: str) -> Path:
     return target
 
 
-class Watched(Trainer):
+class WatchedTrainer(Trainer):
     """Keeps the rewards of the rows that were evaluated."""
 
     scored: dict[Any, float]
 
+    def configured(self, options: Any) -> "Watched":
+        return Watched(self, options)
+
+
+class Watched(PPOTask):
     def evaluate(self, rows: list[Any], device: torch.device) -> Any:
         self.watching = True
         try:
@@ -101,10 +108,10 @@ class Watched(Trainer):
         finally:
             self.watching = False
 
-    def _score(self, samples: Any) -> Any:
-        metrics = super()._score(samples)
+    def reward(self, samples: Any) -> Any:
+        metrics = super().reward(samples)
         if getattr(self, "watching", False):
-            self.scored |= {sample.row["row"]: sample.score for sample in samples}
+            self.trainer.scored |= {sample.row["row"]: sample.reward for sample in samples}
         return metrics
 
 
@@ -112,7 +119,7 @@ def measure(
     form: str, start: str | Path, data: dict[str, Path], arguments: Any, folder: str
 ) -> dict[str, Any]:
     similar = arguments.reward == "similarity"
-    trainer = Watched(
+    trainer = WatchedTrainer(
         from_pretrained=arguments.model,
         actor_resume_path=start,
         reward_from_pretrained=arguments.encoder if similar else None,
@@ -127,24 +134,24 @@ def measure(
         task_name=form,
         output_dir=folder,
     )
-    run = trainer(
-        num_epochs=arguments.epochs,
-        reward_func=None if similar else [fields_reward("|"), reward_exact],
-        lr=arguments.lr,
-        gradient_accumulation_steps=arguments.accumulation,
-        ppo_epochs=3,
-        ppo_epsilon=0.15,
-        max_completion_length=32,
-        bf16=arguments.bf16,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=1,
-    )
+    options: dict[str, Any] = {
+        "num_epochs": arguments.epochs,
+        "reward_func": None if similar else [fields_reward("|"), reward_exact],
+        "lr": arguments.lr,
+        "gradient_accumulation_steps": arguments.accumulation,
+        "ppo_epochs": 3,
+        "ppo_epsilon": 0.15,
+        "max_completion_length": 32,
+        "bf16": arguments.bf16,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
     began, cpu = time.perf_counter(), time.process_time()
-    before, first = evaluate(trainer), trainer.scored
+    before, first = evaluate(trainer, options), trainer.scored
     print(form, "before", before, flush=True)
     trainer.scored, epochs = {}, []
-    for result in run:
+    for result in trainer(**options):
         epochs.append(result.eval | {"gain": gained(first, trainer.scored)})
         trainer.scored = {}
         print(form, "epoch", result.epoch, epochs[-1], flush=True)
@@ -170,17 +177,17 @@ def gained(before: dict[Any, float], after: dict[Any, float]) -> dict[str, float
     return {"mean": statistics.mean(changes), "standard_error": error}
 
 
-def evaluate(trainer: Watched) -> dict[str, float]:
+def evaluate(trainer: WatchedTrainer, options: dict[str, Any]) -> dict[str, float]:
     """As the loop evaluates, before the first step."""
     trainer.scored = {}
-    trainer.open(torch.device("cpu"))
+    task, cpu = trainer.task(**options), torch.device("cpu")
+    task.open(Run(task.model, cpu))
     means = Means()
-    rows = trainer.eval_data or []
-    for start in range(0, len(rows), trainer.batch_size_eval):
-        part = range(start, min(start + trainer.batch_size_eval, len(rows)))
-        means.add(trainer.evaluate([rows[i] for i in part], torch.device("cpu")))
-    trainer.close()
-    trainer.sample_text()  # the epoch's table shall show what comes after
+    rows = task.eval_data or []
+    for start in range(0, len(rows), task.batch_size_eval):
+        part = range(start, min(start + task.batch_size_eval, len(rows)))
+        means.add(task.evaluate([rows[i] for i in part], cpu))
+    task.close()
     return means.means()
 
 

@@ -63,8 +63,9 @@ def our_side(trainer: Any) -> Side:
             return [float(row["loss"]) for row in csv.DictReader(file)]
 
     def fixed_loss() -> float:
-        batch = trainer.collate([trainer.train_data[i] for i in range(BATCH)])
-        return float(trainer.loss(batch.tensors, batch.counts).loss)
+        task = trainer.task()
+        batch = task.collate([trainer.train_data[i] for i in range(BATCH)])
+        return float(task.loss(batch.tensors, batch.counts).loss)
 
     return Side(lambda: list(trainer(**settings)), step_losses, fixed_loss)
 
@@ -75,8 +76,8 @@ def trl_side(ours: Any, ordered: bool) -> Side:
     from peft.tuners.lora import Linear
     from trl import SFTConfig, SFTTrainer
 
-    from main.fused import FusedLinear
     from main.loaders.sampler import plan_epoch
+    from main.models.fused import FusedLinear
 
     for module in ours.policy.modules():
         if type(module) is FusedLinear:

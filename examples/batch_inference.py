@@ -25,7 +25,7 @@ def main() -> None:
     pred = Predictor(arguments.model, peft_path=arguments.peft_path)
 
     def batcher(item: dict) -> list[str]:
-        return pred(**item, max_new_tokens=48, temperature=0, build_message=True)
+        return pred(**item, max_new_tokens=48, temperature=0)
 
     inference_with_data_path(
         data_path=arguments.data, batcher=batcher, save_path=arguments.save, batch_size=16
@@ -34,10 +34,8 @@ def main() -> None:
         return  # one process scores what all have answered
     with open(arguments.save, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    answered = [row for row in rows if row["response"] is not None]
-    evaluate_generation(
-        pred.tokenizer, [row["answer"] for row in answered], [row["response"] for row in answered]
-    )
+    answers = [row["response"] for row in rows]  # None where a row failed: an empty answer
+    evaluate_generation(pred.tokenizer, [row["answer"] for row in rows], answers)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python examples/dpo.py --resume save_model/sft_example/Llama_150
     accelerate launch --num_processes 2 examples/dpo.py --resume ...   # no GPUs: add --multi_gpu
 
-Other losses: `--loss ipo`, 'simpo', 'orpo', 'kto', ... (main/trainer/losses.py).
+Other losses: `--loss ipo`, 'simpo', 'orpo', 'kto', ... (main/trainer/dpo/losses.py).
 """
 
 import argparse

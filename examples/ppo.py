@@ -53,7 +53,7 @@ def main() -> None:
         num_epochs=arguments.epochs,
         weight_for_cos_and_jaccard=[0.5, 0.5],
         ppo_epsilon=0.15,
-        lr=2e-4,
+        lr=4e-4,
         ppo_epochs=3,
         alpha=0.5,
         beta=0.5,

@@ -24,8 +24,27 @@ class ModelError(MainError, RuntimeError):
     """A model, tokenizer or adapter that cannot be used as asked."""
 
 
+class DiskError(MainError, OSError):
+    """A file that cannot be written: the disk is full, read-only or faulty, or it is not yours."""
+
+    __str__ = Exception.__str__
+
+
+class InUseError(MainError, OSError):
+    """A folder or file that somebody else is writing.
+
+    elsewhere: on another host, of which nobody here can know whether it still lives.
+    """
+
+    __str__ = Exception.__str__
+
+    def __init__(self, message: str, elsewhere: bool = False):
+        super().__init__(message)
+        self.elsewhere = elsewhere
+
+
 class CheckpointError(MainError, OSError):
-    """A checkpoint that cannot be written, found or resumed from."""
+    """A checkpoint that cannot be found, read or resumed from."""
 
     __str__ = Exception.__str__
 
@@ -42,11 +61,16 @@ class GenerationError(MainError, RuntimeError):
     """A request that the predictor cannot answer, such as a prompt longer than the context."""
 
 
+class EngineDiedError(GenerationError):
+    """What computes behind a predictor is gone: no request can be answered any more."""
+
+
 class MissingExtraError(MainError, ImportError):
     """An optional dependency is needed here and not installed."""
 
-    def __init__(self, package: str, extra: str, purpose: str):
+    def __init__(self, package: str, extra: str | None, purpose: str):
+        """extra: of this project, which brings the package; None = it is installed by itself."""
+        how = f"'.[{extra}]' (in the project's folder)" if extra else package
         super().__init__(
-            f"{purpose} needs the package '{package}', which is not installed: "
-            f"pip install '.[{extra}]' (in the project's folder)."
+            f"{purpose} needs the package '{package}', which is not installed: pip install {how}."
         )

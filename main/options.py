@@ -2,19 +2,65 @@
 
 import dataclasses
 import difflib
+import inspect
+import logging
+import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from main.errors import ConfigError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+class KeyOf:
+    """Marks an option that names an entry of a table: `Annotated[str, KeyOf(TABLE)]`.
+
+    What there is is read from the table when a value is checked, so that an entry may be added.
+    """
+
+    def __init__(self, table: Mapping[str, Any], *others: str):
+        self._table, self._others = table, others
+
+    @property
+    def names(self) -> list[str]:
+        return [*self._table, *self._others]
+
+    def __repr__(self) -> str:
+        return f"one of {', '.join(map(repr, self.names))}"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Options:
+    """Keyword arguments that a caller may give; `parse` makes it.
+
+    given: the fields that the caller gave, and not as None: these alone can be blamed.
+    """
+
+    given: typing.ClassVar[frozenset[str]] = frozenset()
+
+    def problems(self) -> list[str]:
+        """One sentence for everything in the values that cannot work."""
+        return []
+
+    def without_effect(self) -> dict[str, str]:
+        """Fields that change nothing beside the others, each with what makes it so.
+
+        `parse` refuses those of them that the caller gave.
+        """
+        return {}
+
+    def harmless(self) -> frozenset[str]:
+        """Those that are told instead: the user's guide gives them where they have no effect."""
+        return frozenset()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as " Did you mean 'batch_size'?", or '' when nothing known is close."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(str(name), [*map(str, known)], n=1, cutoff=0.6)
     return f" Did you mean '{found[0]}'?" if found else ""
 
 
@@ -29,23 +75,30 @@ def unknown_keywords(given: Iterable[str], known: Iterable[str], where: str) -> 
 
 
 def parse(
-    options: type[T], given: Mapping[str, Any], where: str, aliases: Mapping[str, str] | None = None
+    options: type[T],
+    given: Mapping[str, Any],
+    where: str,
+    aliases: Mapping[str, str] | None = None,
+    without_effect: Callable[[T], Mapping[str, str]] | None = None,
 ) -> T:
     """Build the dataclass `options` from keyword arguments.
 
     Args:
-        options: a dataclass; an optional method `problems() -> list[str]` checks values.
+        options: a dataclass; an optional method `problems() -> list[str]` checks values. See
+            `Options` for what else it may say.
         given: keyword arguments as the caller wrote them.
         where: name of the callee, for messages, e.g. "lora.Trainer()".
         aliases: other accepted name -> field name.
+        without_effect: says what `Options.without_effect` cannot know.
 
     Raises:
         ConfigError: unknown names (with the nearest known one), a value of the wrong type, a name
-            given twice under two spellings, or whatever `problems()` finds; all in one message.
+            given twice under two spellings, one without effect, or whatever `problems()` finds;
+            all in one message.
     """
     aliases = aliases or {}
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(options)
+    hints = typing.get_type_hints(options, include_extras=True)
     values: dict[str, Any] = {}
     spelt: dict[str, str] = {}  # field -> the name under which it was given
     problems = unknown_keywords(given, [*fields, *aliases], where)
@@ -63,6 +116,8 @@ def parse(
             problems.append(
                 f"{name}={value!r} must be {_describe(hints[field])}, not {type(value).__name__}."
             )
+        elif not _is_finite(value):
+            problems.append(f"{name}={value!r} must be finite.")
     required = [
         name
         for name, field in fields.items()
@@ -71,26 +126,54 @@ def parse(
     problems += [f"{where} needs '{name}'." for name in required if name not in values]
     raise_all(problems)
     result = options(**values)
+    found: list[str] = []
+    if isinstance(result, Options):
+        # of this object alone; no field, as it is no argument
+        named = frozenset(name for name, value in values.items() if value is not None)
+        vars(result)["given"] = named
+        causes = without_effect(result) if without_effect else {}
+        found += _useless(result, {**result.without_effect(), **causes}, spelt)
     if hasattr(result, "problems"):
-        raise_all(result.problems())
+        found += result.problems()
+    raise_all(found)
     return result
+
+
+def documentation(options: type) -> str:
+    """What the docstrings of a dataclass and of its bases say of its fields, its own first."""
+    bases = [base for base in options.__mro__ if dataclasses.is_dataclass(base) and base.__doc__]
+    return "\n\n".join(inspect.cleandoc(str(base.__doc__)) for base in bases)
+
+
+def _useless(options: Options, causes: Mapping[str, str], spelt: Mapping[str, str]) -> list[str]:
+    """One sentence for every field that was given in vain; some are told at once instead."""
+    found = []
+    for name, cause in causes.items():
+        if name not in options.given:
+            continue
+        text = f"{spelt[name]}={getattr(options, name)!r} changes nothing with {cause}"
+        if name in options.harmless():
+            log.warning("%s.", text)
+        else:
+            found.append(f"{text}: leave it out.")
+    return found
 
 
 def below(options: Any, bounds: Mapping[str, float]) -> list[str]:
     """One sentence for every value of `options` under its bound; None is no value."""
     return [
-        f"{name}={value} must be {bound} or more."
+        f"{name}={value} must be {'finite' if value == math.inf else f'{bound} or more'}."
         for name, bound in bounds.items()
-        if (value := getattr(options, name)) is not None and value < bound
+        if (value := getattr(options, name)) is not None and not bound <= value < math.inf
     ]
 
 
 def not_positive(options: Any, names: Iterable[str]) -> list[str]:
     """One sentence for every named value of `options` that is 0 or less; None is no value."""
     return [
-        f"{name}={value} must be above 0."
+        f"{name}={value} must be above 0{' and finite' if value == math.inf else ''}."
         for name in names
-        if (value := getattr(options, name)) is not None and value <= 0
+        if (value := getattr(options, name)) is not None and not 0 < value < math.inf
     ]
 
 
@@ -102,10 +185,19 @@ def raise_all(problems: list[str]) -> None:
         raise ConfigError(f"{len(problems)} problems:\n" + "\n".join(f"- {p}" for p in problems))
 
 
+def _is_finite(value: Any) -> bool:
+    """No NaN and no infinity, among the numbers of a list either."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    return all(math.isfinite(n) for n in numbers if isinstance(n, float))
+
+
 def _fits(value: Any, hint: Any) -> bool:
     origin = typing.get_origin(hint)
     if hint is Any:
         return True
+    if origin is typing.Annotated:
+        kind, key = typing.get_args(hint)
+        return _fits(value, kind) and value in key.names
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
     if origin is typing.Literal:
@@ -122,6 +214,8 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _describe(hint: Any) -> str:
     origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return repr(typing.get_args(hint)[1])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(part) for part in typing.get_args(hint))
     if origin is typing.Literal:

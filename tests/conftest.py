@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
-LONG = ("slow", "distributed", "vllm")
+TAKE_LONG = ("slow", "distributed", "vllm", "long")
 
 
 def asset(folder: str) -> Path:
@@ -61,37 +61,29 @@ def encoder_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model_path(small_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved random Llama: 2 layers, hidden 64, SmolLM2's vocabulary, tokenizer and template."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from tiny_llama import save_tiny_llama
 
-    path = tmp_path_factory.mktemp("tiny") / "llama"
-    tokenizer = AutoTokenizer.from_pretrained(small_model_path)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return save_tiny_llama(small_model_path, tmp_path_factory.mktemp("tiny") / "llama")
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory, and a cache for data sets, that no other test has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with many long tests first: one begun last would keep the other workers waiting.
 
-    Tests marked `vllm` run where it is installed.
+    Tests marked `vllm` are long ones; they run where it is installed.
     """
-    long = Counter(item.path for item in items for mark in LONG if item.get_closest_marker(mark))
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            item.add_marker(pytest.mark.long)
+    long = Counter(i.path for i in items for mark in TAKE_LONG if i.get_closest_marker(mark))
     items.sort(key=lambda item: -long[item.path])
     if importlib.util.find_spec("vllm"):
         return
@@ -103,7 +95,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def vision_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Random checkpoints of the vision-language families, see `vision_support.Checkpoints`."""
-    from vision_support import Checkpoints
+    """Random checkpoints of the vision-language families, see `vision_checkpoints.Checkpoints`."""
+    from vision_checkpoints import Checkpoints
 
     return Checkpoints(tmp_path_factory.mktemp("vision"))

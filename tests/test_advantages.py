@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from main.errors import ConfigError
-from main.trainer.advantages import (
+from main.trainer.grpo.advantages import (
     advantages,
+    decoupled_advantages,
     group_advantages,
     leave_one_out_advantages,
     overlong_penalty,
@@ -75,3 +76,37 @@ def test_the_overlong_penalty_falls_linearly_over_the_last_tokens():
     # limit 100, cache 20: none up to 80, (80 - 90) / 20 at 90, the whole point at 100 and above
     lengths = torch.tensor([1, 80, 90, 100, 120])
     assert overlong_penalty(lengths, 100, 20).tolist() == [0.0, 0.0, -0.5, -1.0, -1.0]
+
+
+def test_rewards_normalised_one_by_one_weigh_alike_whatever_their_spread():
+    """Two groups of two; what the sums cannot tell apart: (1, 0) + (0, 1) is (1, 1).
+
+    Group 1: both functions have deviations (0.5, -0.5) and (-5, 5), std 0.5 sqrt(2) and 5 sqrt(2),
+    so (1, -1) / sqrt(2) and (-1, 1) / sqrt(2). Group 2: (1, -1) / sqrt(2), and 0 without spread.
+    With weights 1 and 2 the sums are (-1, 1, 1, -1) / sqrt(2): mean 0, std sqrt(4 / 2 / 3).
+    """
+    parts = torch.tensor([[[1.0, 0.0], [0.0, 10.0]], [[1.0, 4.0], [0.0, 4.0]]])
+    found = decoupled_advantages(parts, [1.0, 2.0])
+    expected = torch.tensor([[-1.0, 1.0], [1.0, -1.0]]) / 2**0.5 / (2 / 3) ** 0.5
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
+def test_a_function_that_does_not_apply_to_a_completion_is_no_part_of_its_groups_mean():
+    nan = float("nan")
+    # Of the second function 1 and 3 are known: deviations -1 and 1, std sqrt(2). The sums:
+    # -1 / sqrt(2), 1 / sqrt(2), 0 (the first function has no spread).
+    parts = torch.tensor(
+        [[[5.0, 1.0], [5.0, 3.0], [5.0, nan]], [[5.0, nan], [5.0, 9.0], [5.0, nan]]]
+    )
+    found = decoupled_advantages(parts, [1.0, 1.0])
+    # Of the six sums the mean is 0 and the std (0.5 + 0.5) / 5 under the root.
+    expected = torch.tensor([[-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / 2**0.5 / 0.2**0.5
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
+def test_groups_have_spread_where_two_known_rewards_differ():
+    nan = float("nan")
+    parts = torch.tensor(
+        [[[1.0, nan], [1.0, 2.0]], [[1.0, 3.0], [2.0, nan]], [[nan, 1.0], [nan, 0.0]]]
+    )
+    assert zero_spread(parts).tolist() == [[True, True], [False, True], [True, False]]

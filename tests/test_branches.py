@@ -1,8 +1,11 @@
 """A shared prompt gives the values and gradients of a prompt repeated before every answer."""
 
+from typing import Any
+
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model
+from answer_sums import sequence_logprobs
+from tiny_task import VOCABULARY, tiny_model
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -16,10 +19,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from main.trainer.branches import lay_out, sequence_logprobs, takes_branches, visible
-from main.trainer.logprobs import LogprobModel
+from main.trainer.policy.branches import lay_out, takes_branches, visible
+from main.trainer.policy.logprobs import LogprobModel
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -127,7 +130,7 @@ def test_the_layout_of_one_small_row():
             GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2)),
             True,
         ),
-        (LlamaForCausalLM(LlamaConfig(**SMALL, attn_implementation="eager")), False),
+        (LlamaForCausalLM(LlamaConfig(**SMALL | {"attn_implementation": "eager"})), False),
         (MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)), False),
         (BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_head=2)), False),
     ],

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from chatglm_support import ALPHA, CONFIG, MODULES, PREFIX, RANK, write_adapter, write_checkpoint
+from chatglm_checkpoints import (
+    ALPHA,
+    CONFIG,
+    MODULES,
+    PREFIX,
+    RANK,
+    write_adapter,
+    write_checkpoint,
+)
 from safetensors.torch import load_file, save_file
 
 from main.errors import ModelError

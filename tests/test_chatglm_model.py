@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from chatglm_support import CONFIG, config_of, weights_of, write_checkpoint, write_json
+from chatglm_checkpoints import CONFIG, config_of, weights_of, write_checkpoint, write_json
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -128,7 +128,7 @@ def split_weights(folder, form: str) -> None:
         return
     whole = "model.safetensors" if form == "shards" else "pytorch_model.bin"
     stem, suffix = whole.split(".")
-    index = {}
+    index: dict[str, str] = {}
     for number, part in enumerate((names[:half], names[half:]), 1):
         file = f"{stem}-0000{number}-of-00002.{suffix}"
         content = {name: weights[name] for name in part}

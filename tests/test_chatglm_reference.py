@@ -14,7 +14,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from main.chatglm.weights import rename
-from main.loaders.template import ChatTemplate
+from main.dialogue.template import ChatTemplate
 from main.models import load_config, load_model, load_tokenizer
 
 PLACE = Path(os.environ.get("CHATGLM_REFERENCE", ROOT.parent / "shared/reference/chatglm"))

@@ -1,7 +1,7 @@
 """Token ids of the three ChatGLM formats, written out by hand, and that no text forges a role."""
 
 import pytest
-from chatglm_support import (
+from chatglm_checkpoints import (
     ASSISTANT,
     GMASK,
     OBSERVATION,
@@ -16,9 +16,9 @@ from chatglm_support import (
 )
 from transformers import AutoTokenizer
 
+from main.dialogue.template import ChatTemplate
 from main.errors import DataError, MissingFileError, ModelError
 from main.evaluation.metrics import evaluate_all_metrics
-from main.loaders.template import ChatTemplate
 from main.models import load_tokenizer
 
 BLANK, LINE = piece("▁"), byte(0x0A)

@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from chatglm_support import OBSERVATION, USER, byte, piece, write_checkpoint
-from loader_support import load_tokenizer as load_other
+from chat_templates import load_tokenizer as load_other
+from chatglm_checkpoints import OBSERVATION, USER, byte, piece, write_checkpoint
 
+from main.dialogue.ends import stop_token_ids
+from main.dialogue.prompts import answer_lead
+from main.dialogue.template import ChatTemplate
 from main.errors import DataError
-from main.loaders.template import ChatTemplate
-from main.models import load_config, load_model, load_tokenizer, stop_token_ids
+from main.models import load_config, load_model, load_tokenizer
 from main.predictor.hf import Predictor
-from main.predictor.request import answer_lead
 from main.trainer.lora import Trainer
 
 KINDS = ["chatglm2", "chatglm3", "glm4"]
@@ -85,7 +87,7 @@ def test_the_predictor_answers_as_the_model_does_alone_and_in_a_batch(folder):
     expected = answers_by_the_token(load_model(folder), tokenizer, prompt, 8)
     stops = stop_token_ids(predictor.model, tokenizer)
     cut = next((i for i, token in enumerate(expected) if token in stops), len(expected))
-    text = tokenizer.decode(expected[:cut], skip_special_tokens=True).rstrip("\ufffd")
+    text = str(tokenizer.decode(expected[:cut], skip_special_tokens=True)).rstrip("\ufffd")
     alone = predictor(QUESTION[0]["content"], max_new_tokens=8)
     assert alone == [text.removeprefix(predictor.voice.lead)]
     batch = predictor(["天气", QUESTION[0]["content"], "a b c"], max_new_tokens=8)
@@ -135,7 +137,9 @@ def test_a_stream_shows_whole_characters_and_ends_as_the_answer_does(folder):
 @pytest.mark.parametrize("loader_name", ["ChatGLM_Chat", "ChatGLM_LoRA"])
 def test_a_trained_adapter_answers_what_it_learnt(folder, loader_name):
     question, answer = "天气", "I love 北京 a1"
-    row = {"conversations": [*user(question), {"role": "assistant", "content": answer}]}
+    row: dict[str, Any] = {
+        "conversations": [*user(question), {"role": "assistant", "content": answer}]
+    }
     if loader_name == "ChatGLM_LoRA":
         row = {"context": question, "target": answer}
     Path("train.json").write_text(json.dumps([row] * 4, ensure_ascii=False), encoding="utf-8")
@@ -176,6 +180,6 @@ def test_checkpoints_carry_the_family_s_name_and_continue(folder):
         "task_name": "demo",
     }
     first = list(Trainer(**arguments)(num_epochs=1, report_to="none"))
-    assert first[0].checkpoint.name == "ChatGLM_1"
+    assert first[0].checkpoint and first[0].checkpoint.name == "ChatGLM_1"
     again = list(Trainer(**arguments, resume_path=first[0].checkpoint)(num_epochs=1))
     assert again[0].train["loss"] > 0

@@ -1,10 +1,11 @@
 """An original ChatGLM folder written in transformers' form, which vLLM and servers open."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
-from chatglm_support import write_checkpoint
+from chatglm_checkpoints import write_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from main.errors import ConfigError
@@ -23,7 +24,11 @@ def test_plain_transformers_opens_it_bit_for_bit_with_its_dialogues(tmp_path, ki
     written = convert_chatglm(original, tmp_path / "written")
     model = AutoModelForCausalLM.from_pretrained(written)
     assert torch.equal(model(IDS).logits, load_model(original)(IDS).logits)
-    options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
+    options: dict[str, Any] = {
+        "tokenize": True,
+        "add_generation_prompt": True,
+        "return_dict": False,
+    }
     ours, plain = load_tokenizer(original), AutoTokenizer.from_pretrained(written)
     expected = ours.apply_chat_template(QUESTION, **options)
     assert plain.apply_chat_template(QUESTION, **options) == expected

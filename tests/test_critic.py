@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny_task import tiny_model
 
 from main.errors import MissingFileError, ModelError
-from main.trainer.critic import CRITIC, ActorCritic
-from main.trainer.logprobs import LogprobModel
-from main.trainer.reference import Reference
+from main.trainer.policy.logprobs import LogprobModel
+from main.trainer.policy.reference import Reference
+from main.trainer.ppo.critic import CRITIC, ActorCritic
 
 IDS = torch.tensor([[1, 5, 9, 2, 7, 3], [4, 8, 6, 10, 0, 0]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]]).bool()

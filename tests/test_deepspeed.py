@@ -6,18 +6,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import four
+import four_trainers
+import parallel_runs
 import pytest
-import shared_copies
 import torch
-from launch import ROOT, environment, free_port
+from launchers import ROOT, environment, free_port
+from run_results import results, same_adapter, same_numbers
 from safetensors.torch import load_file
-from test_processes import results, same_adapter, same_numbers
 
 from main.errors import ConfigError
-from main.trainer import ds_config
-from main.trainer.launch import launch_problems
+from main.trainer.engines import ds_config
+from main.trainer.loop.launch import launch_problems
 
 SHIPPED = json.loads((ROOT / "ds_config.json").read_text(encoding="utf-8"))
 GIVEN = ds_config.Agreed(4, 2, 2, 1.0, bf16=False, fp16=False)
@@ -88,14 +89,14 @@ use_cpu: false
 """
 
 
-# tests/four.py where the second process makes more passes than the first whenever it draws.
+# four_trainers.py where the second process makes more passes than the first when it draws.
 UNEVEN = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
-import four, torch
-from main.trainer.logprobs import scoring
-from main.trainer.rollout import HFSampler
-from main.utils.processes import place
+import four_trainers, torch
+from main.trainer.policy.logprobs import scoring
+from main.trainer.rollout.sampler import HFSampler
+from main.system.processes import place
 
 def sample(sampler, *arguments):
     with scoring(sampler.policy):
@@ -104,7 +105,7 @@ def sample(sampler, *arguments):
     return draw(sampler, *arguments)
 
 draw, HFSampler.sample = HFSampler.sample, sample
-four.main()
+four_trainers.main()
 """
 
 
@@ -135,18 +136,20 @@ needs_deepspeed = pytest.mark.skipif(
 
 @pytest.mark.distributed
 @needs_deepspeed
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_zero_trains_as_one_process_does_and_resumes_exactly(
     tiny_model_path, tmp_path, monkeypatch, stage
 ):
     """2 x 2 rows a process against 8; a run from the first epoch's checkpoint ends bit-equal."""
     monkeypatch.chdir(tmp_path)
-    four.write_data(tmp_path)
+    four_trainers.write_data(tmp_path)
     methods, expected = ["lora", "dpo", "ppo", "grpo"], {}
     for method in methods:
-        trainer = four.make_trainer(method, tiny_model_path, batch_size=8, output_dir="one")
-        expected[method] = list(four.run(trainer, method))
-    two = {"model": str(tiny_model_path), "batch_size": 2, "batch_size_eval": 3,
+        trainer = four_trainers.make_trainer(
+            method, tiny_model_path, batch_size=8, output_dir="one"
+        )
+        expected[method] = list(four_trainers.run(trainer, method))
+    two: dict[str, Any] = {"model": str(tiny_model_path), "batch_size": 2, "batch_size_eval": 3,
            "output_dir": "two", "options": {"gradient_accumulation_steps": 2}}  # fmt: skip
     first = str(expected["lora"][0].checkpoint).replace("one/", "two/", 1)
     again = two["options"] | {"resume_from_checkpoint": first}
@@ -178,9 +181,9 @@ def test_the_launch_of_the_guide_splits_the_model_when_its_file_says_so(
     tiny_model_path, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    four.write_data(tmp_path)
-    expected = shared_copies.one_process(tiny_model_path, ["lora"])
-    runs = map(json.loads, shared_copies.runs(tiny_model_path, 1, expected))
+    four_trainers.write_data(tmp_path)
+    expected = parallel_runs.one_process(tiny_model_path, ["lora"])
+    runs = map(json.loads, parallel_runs.runs(tiny_model_path, 1, expected))
     done = launched(3, *runs, tensor_model_parallel_size=2)
-    shared_copies.check(done, expected)
+    parallel_runs.check(done, expected)
     assert done.stderr.count("splits the matrices over 2 neighbouring processes") == 1

@@ -3,20 +3,25 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from launch import kill_at
+from launchers import kill_at
 from safetensors.torch import load_file, save_file
 
-from main.errors import CheckpointError, ConfigError, DataError, TrainingError
+from main.errors import ConfigError, DataError, TrainingError
 from main.trainer.dpo import Trainer
-from main.trainer.dpo_options import PreferenceOptions
+from main.trainer.dpo.losses import PAIR_LOSSES
+from main.trainer.dpo.options import PreferenceOptions
+from main.trainer.dpo.trainer import PreferenceTask
+from main.trainer.loop.task import Run
 from main.trainer.lora import Trainer as SFTTrainer
-from main.trainer.losses import PAIR_LOSSES
+from main.trainer.policy.logprobs import TokenLogprobs
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = "It is a long story about a ship, a storm and a very small island in the north. " * 3
@@ -45,9 +50,7 @@ def write(path: str, rows: list) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def rows_of_its_own(own_folder):
     write("train.jsonl", [row(n) for n in range(13)])
     write("dev.jsonl", [row(n) for n in range(20, 27)])
 
@@ -77,7 +80,7 @@ def adapter(trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def sft_adapter(tiny_model_path) -> Path:
+def sft_adapter(tiny_model_path) -> Path | None:
     """An adapter that really differs from the base model."""
     turns = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a b c"}]] * 4
     write("sft.jsonl", [{"conversations": t} for t in turns])
@@ -139,9 +142,9 @@ def test_a_tie_is_no_hit(tiny_model_path):
     """Without a step the margin is exactly 0 when policy and reference run the same rows."""
     trainer = make_trainer(tiny_model_path)
     sums = torch.tensor([-3.0, -4.0, -5.0, -6.0])
-    trainer(report_to="none")
+    task = trainer.task(report_to="none")
     tensors = {"lengths": [1, 1, 1, 1], "reference": torch.tensor([[-3.0, -4.0], [-6.0, -6.0]])}
-    _, metrics = trainer._paired(sums, tensors)
+    _, metrics = task._paired(TokenLogprobs(sums, None, sums), tensors)
     assert [float(v) for v in metrics["accuracy"]] == [1, 2]
     assert float(metrics["rewards/margin"][0]) == pytest.approx(0.1)
 
@@ -151,7 +154,7 @@ def test_a_tie_is_no_hit(tiny_model_path):
 
 def step_gradient(trainer, **options):
     """Adapter gradient of one optimizer step, by its direction under plain SGD-like clipping."""
-    captured = {}
+    captured: dict[str, torch.Tensor] = {}
     trainer_step = torch.optim.AdamW.step
 
     def capture(self, *args, **kwargs):
@@ -160,11 +163,11 @@ def step_gradient(trainer, **options):
                              if p.grad is not None})  # fmt: skip
         return trainer_step(self, *args, **kwargs)
 
-    torch.optim.AdamW.step = capture
+    torch.optim.AdamW.step = capture  # type: ignore[method-assign]
     try:
         results = run(trainer, max_grad_norm=0.0, **options)
     finally:
-        torch.optim.AdamW.step = trainer_step
+        torch.optim.AdamW.step = trainer_step  # type: ignore[method-assign]
     return captured, results[0]
 
 
@@ -203,7 +206,7 @@ def test_shared_and_repeated_prompts_train_alike(tiny_model_path):
     for share in (True, False):
         trainer = make_trainer(tiny_model_path)
         results = run(trainer, num_epochs=2, share_prompt=share)
-        assert trainer.share is share
+        assert trainer.task(share_prompt=share).share_prompt is share
         adapters.append((adapter(trainer), results[-1].train["loss"]))
     (shared, loss), (apart, other) = adapters
     assert loss == pytest.approx(other, rel=1e-4)
@@ -214,17 +217,23 @@ def test_shared_and_repeated_prompts_train_alike(tiny_model_path):
 def test_a_model_without_such_masks_falls_back_by_itself(tiny_model_path):
     trainer = make_trainer(tiny_model_path, attn_implementation="eager")
     (result,) = run(trainer, lr=0.0)
-    assert trainer.share is False
+    assert trainer.task().share_prompt is False
     assert result.train["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 # -- options
 
 
-BASE = {"beta": 0.3}
-CHANGES = [
-    *({"loss_type": name} for name in PAIR_LOSSES if name not in ("sigmoid", "exo_pair", "robust")),
+BASE: dict[str, Any] = {"beta": 0.3}
+SPECIAL = ("sigmoid", "exo_pair", "robust", "sft")
+CHANGES: list[dict[str, Any]] = [
+    *({"loss_type": name} for name in PAIR_LOSSES if name not in SPECIAL),
     {"loss_type": "kto"},
+    {"loss_type": ["sigmoid", "hinge"]},
+    *({"f_divergence_type": f"{kind}_divergence"} for kind in ("js", "alpha")),
+    {"f_divergence_type": "forward_kl"},
+    {"ld_alpha": 0.5},
+    {"use_weighting": True},
     {"loss_type": "exo_pair", "label_smoothing": 0.1},
     {"loss_type": "robust", "label_smoothing": 0.1},
     {"beta": 0.1},
@@ -232,13 +241,16 @@ CHANGES = [
     {"length_normalized": True},
     {"sft_weight": 0.5},
 ]
-PAIRED_CHANGES = [
+PAIRED_CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"loss_type": "kto"}, {"desirable_weight": 2.0}),
     ({"loss_type": "kto"}, {"undesirable_weight": 2.0}),
     ({"loss_type": "ipo"}, {"length_normalized": False}),
     ({"loss_type": "simpo"}, {"simpo_gamma": 2.0}),
     ({"loss_type": "discopop"}, {"discopop_tau": 1.0}),
     ({"loss_type": "orpo"}, {"sft_weight": 0.0}),
+    ({}, {"loss_type": "sft"}),
+    ({"loss_type": ["sigmoid", "hinge"]}, {"loss_weights": [1.0, 0.3]}),
+    ({"f_divergence_type": "alpha_divergence"}, {"f_alpha_divergence_coef": 2.0}),
 ]
 
 
@@ -249,12 +261,12 @@ def test_every_option_changes_the_loss(tiny_model_path, sft_adapter):
     options += [(first, first | change) for first, change in PAIRED_CHANGES]
 
     def loss(given):
-        trainer(**given)  # checked, not iterated
-        trainer.open(torch.device("cpu"))
-        rows = [trainer.train_data[i] for i in range(5)]
-        batch = trainer.collate([{**r, "kl": 0.1} for r in rows])
+        task = trainer.task(**given)
+        task.open(Run(task.model, torch.device("cpu")))
+        rows = [task.train_data[i] for i in range(5)]
+        batch = task.collate([{**r, "kl": 0.1} for r in rows])
         with torch.no_grad():
-            return float(trainer.loss(batch.tensors, batch.counts).loss)
+            return float(task.loss(batch.tensors, batch.counts).loss)
 
     for first, second in options:
         assert abs(loss(first) - loss(second)) > 1e-4, second
@@ -266,14 +278,40 @@ def test_every_option_changes_the_loss(tiny_model_path, sft_adapter):
         ({"beta": 0}, "beta=0 must be above 0"),
         ({"loss_type": "dpo"}, "must be one of 'sigmoid'"),
         ({"label_smoothing": 0.5}, "below 0.5"),
-        ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing has no meaning in loss"),
+        (
+            {"loss_type": "hinge", "label_smoothing": 0.1},
+            "label_smoothing=0.1 changes nothing with loss",
+        ),
         ({"loss_type": "exo_pair"}, "needs label_smoothing above 0"),
-        ({"simpo_gamma": 1.0}, "simpo_gamma has no meaning in loss_type='sigmoid'"),
-        ({"loss_type": "kto", "sft_weight": 1.0}, "sft_weight has no meaning in loss_type='kto'"),
-        ({"loss_type": "bco_pair", "length_normalized": True}, "length_normalized has no meaning"),
-        ({"desirable_weight": 2.0}, "desirable_weight has no meaning"),
+        ({"simpo_gamma": 1.0}, "simpo_gamma=1.0 changes nothing with loss_type='sig"),
+        (
+            {"loss_type": "kto", "sft_weight": 1.0},
+            "sft_weight=1.0 changes nothing with loss_type='k",
+        ),
+        (
+            {"loss_type": "bco_pair", "length_normalized": True},
+            "length_normalized=True changes nothing",
+        ),
+        ({"desirable_weight": 2.0}, "desirable_weight=2.0 changes nothing"),
         ({"sft_weight": -1.0}, "sft_weight=-1.0 must be 0 or more"),
         ({"loss_type": "discopop", "discopop_tau": 0.0}, "discopop_tau=0.0 must be above 0"),
+        ({"loss_type": ["sigmoid", "dpo"]}, r"loss_type has \['dpo'\]: every entry must be one of"),
+        ({"loss_type": []}, "must name different losses"),
+        ({"loss_type": ["kto", "sigmoid"]}, "'kto' stands alone"),
+        ({"loss_type": ["ipo", "sft"], "loss_weights": [1.0]}, "has 1 entries for 2 losses"),
+        ({"loss_type": ["ipo", "sft"], "loss_weights": [1.0, "a"]}, "must be numbers of 0 or more"),
+        ({"loss_weights": [1.0]}, "changes nothing with one loss_type"),
+        ({"loss_type": "sft", "beta": 0.2}, "beta=0.2 changes nothing with loss_type='sft'"),
+        (
+            {"loss_type": "bco_pair", "f_divergence_type": "forward_kl"},
+            "changes nothing with loss_",
+        ),
+        ({"f_alpha_divergence_coef": 2.0}, "changes nothing with f_divergence_type='reverse_kl'"),
+        ({"ld_alpha": 1.5}, "ld_alpha=1.5 must be from 0 to 1"),
+        (
+            {"loss_type": "kto", "ld_alpha": 0.5},
+            "ld_alpha=0.5 changes nothing with loss_type='kto'",
+        ),
         ({"betta": 0.1}, r"no argument 'betta'. Did you mean 'beta'\?"),
     ],
 )
@@ -295,9 +333,11 @@ def test_several_answers_make_a_pair_each_in_both_loaders(tiny_model_path):
         trainer = make_trainer(tiny_model_path, loader_name=loader)
         perturb(trainer)
         losses.append(run(trainer, lr=0.0, loss_type="simpo")[0].train)
-        assert len(trainer.train_data) == 7
+        assert len(trainer.task().train_data) == 7
         list(trainer(loss_type="kto", report_to="none", num_epochs=1, save_strategy="no"))
-        assert len(trainer.train_data) == 7  # 2 + 3 answers of one prompt, 2 of the other
+        assert (
+            len(trainer.task(loss_type="kto").train_data) == 7
+        )  # 2 + 3 answers of one prompt, 2 of the other
     for name in RECORDS:
         assert losses[0][name] == pytest.approx(losses[1][name], rel=1e-5, abs=1e-6)
 
@@ -318,10 +358,9 @@ def test_kto_trains_on_unpaired_rows(tiny_model_path):
 
 def test_ktos_mismatched_answers_belong_to_other_prompts(tiny_model_path):
     trainer = make_trainer(tiny_model_path)
-    trainer(loss_type="kto")
-    data = trainer.train_data
+    data = trainer.task(loss_type="kto").train_data
     records = [data[i] for i in range(len(data))]
-    answers = {tuple(r["prompt_ids"]): [] for r in records}
+    answers: dict[tuple[int, ...], list[Any]] = {tuple(r["prompt_ids"]): [] for r in records}
     for record in records:
         answers[tuple(record["prompt_ids"])].append(record["answers"][0])
     for record in records:
@@ -363,7 +402,7 @@ def test_pairs_that_the_limit_made_equal_are_left_out(tiny_model_path, caplog):
     write("train.jsonl", [same, row(1)])
     trainer = make_trainer(tiny_model_path, data_path="train.jsonl", max_length=64)
     trainer()
-    assert len(trainer.train_data) == 1 and "1 pairs are left out" in caplog.text
+    assert len(trainer.task().train_data) == 1 and "1 pairs are left out" in caplog.text
     write("train.jsonl", [same])
     with pytest.raises(DataError, match="none of the 1 pairs has answers that differ"):
         make_trainer(tiny_model_path, data_path="train.jsonl", max_length=64)()
@@ -380,9 +419,11 @@ def test_the_reference_is_computed_once_and_taken_again(tiny_model_path, monkeyp
     first = run(make_trainer(tiny_model_path))
     assert len(kept()) == 2  # train and dev
     asked = []
-    original = Trainer._both
+    original = PreferenceTask._both
     monkeypatch.setattr(
-        Trainer, "_both", lambda self, rows: asked.append(len(rows)) or original(self, rows)
+        PreferenceTask,
+        "_both",
+        lambda self, rows: asked.append(len(rows)) or original(self, rows),
     )
     again = run(make_trainer(tiny_model_path, output_dir="again"))
     assert asked == [1] * 6  # three rows of each file are computed anew
@@ -406,6 +447,20 @@ def test_another_model_row_or_adapter_has_another_reference(tiny_model_path, sft
     assert added() == 1
 
 
+def test_a_base_that_was_changed_in_its_folder_has_another_reference(tiny_model_path):
+    folder = Path(shutil.copytree(tiny_model_path, "base"))
+    run(make_trainer(folder), lr=0.0)
+    before = kept()
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.1.mlp.down_proj.weight"))
+    weights[name] += 0.1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (result,) = run(make_trainer(folder, output_dir="again"), lr=0.0)
+    assert result.train["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert result.eval["rewards/margin"] == pytest.approx(0, abs=1e-5)
+    assert len(kept()) == len(before) + 2  # train and dev
+
+
 def test_no_reference_is_computed_for_losses_without_one(tiny_model_path):
     run(make_trainer(tiny_model_path), loss_type="simpo")
     assert kept() == []
@@ -426,15 +481,6 @@ def test_a_damaged_file_is_made_anew(tiny_model_path):
     path.write_bytes(good[:20])
     run(make_trainer(tiny_model_path, data_path="train.jsonl"))
     assert path.read_bytes() == good
-
-
-def test_a_resume_from_another_start_is_refused(tiny_model_path, sft_adapter):
-    run(make_trainer(tiny_model_path), save_strategy="epoch")
-    other = make_trainer(tiny_model_path, resume_path=sft_adapter)
-    with pytest.raises(CheckpointError, match="trained with reference"):
-        run(other, num_epochs=2, resume_from_checkpoint="auto")
-    with pytest.raises(CheckpointError, match="trained with loss_type 'sigmoid'"):
-        run(make_trainer(tiny_model_path), loss_type="ipo", resume_from_checkpoint="auto")
 
 
 def test_the_base_weights_are_in_memory_once(tiny_model_path, sft_adapter):
@@ -465,6 +511,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": cache}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss_type", ["sigmoid", "kto"])
 def test_a_killed_run_resumes_bit_equal(tiny_model_path, sft_adapter, loss_type):
     options = {
@@ -486,7 +533,7 @@ def test_a_killed_run_resumes_bit_equal(tiny_model_path, sft_adapter, loss_type)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("loss_type", ["sigmoid", "kto"])
+@pytest.mark.parametrize("loss_type", ["sigmoid", pytest.param("kto", marks=pytest.mark.long)])
 def test_two_processes_train_and_evaluate_as_one_does(tiny_model_path, loss_type):
     """Two processes of 4 x 1 are one of 8 x 1; 13 pairs and 7 evaluated ones divide by neither."""
     options = {"num_epochs": 2, "lr": 1e-3, "report_to": "none", "loss_type": loss_type}

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 
 from main.trainer.dpo import Trainer
-from main.trainer.task import MicroRows
+from main.trainer.dpo.trainer import PreferenceTask
+from main.trainer.loop.task import MicroBatch, Run
 
 trl = pytest.importorskip("trl")
 CPU = torch.device("cpu")
@@ -19,13 +21,10 @@ QUIET = {
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def make_trainer(model, **options) -> Trainer:
+def make_task(model, **options) -> PreferenceTask:
     """Three pairs: chosen answers of one length, as TRL's SFT term is a mean over the batch."""
     rows = [
         {
@@ -39,9 +38,9 @@ def make_trainer(model, **options) -> Trainer:
     trainer = Trainer(
         from_pretrained=model, data_path="train.json", max_length=256, batch_size=3, lora_r=4
     )
-    trainer(**options)  # checked, not iterated
-    trainer.open(CPU)
-    return trainer
+    task = trainer.task(**options)
+    task.open(Run(task.model, CPU))
+    return task
 
 
 def perturb(model) -> None:
@@ -60,20 +59,20 @@ def gradients(policy) -> dict[str, torch.Tensor]:
     return found
 
 
-def ours(trainer, rows) -> tuple[float, dict, dict]:
-    batch = trainer.collate(rows)
-    output = trainer.loss(batch.tensors, batch.counts)
+def ours(task, rows) -> tuple[float, dict, dict]:
+    batch = task.collate(rows)
+    output = task.loss(batch.tensors, batch.counts)
     output.loss.backward()
     metrics = {
         name: float(total.detach()) / count for name, (total, count) in output.metrics.items()
     }
-    return float(output.loss.detach()), gradients(trainer.policy), metrics
+    return float(output.loss.detach()), gradients(task.policy), metrics
 
 
-def assert_same(trainer, rows, theirs) -> dict:
-    loss, grads, metrics = ours(trainer, rows)
+def assert_same(task, rows, theirs) -> dict:
+    loss, grads, metrics = ours(task, rows)
     theirs.backward()
-    expected = gradients(trainer.policy)
+    expected = gradients(task.policy)
     assert loss == pytest.approx(float(theirs.detach()), rel=1e-5)
     assert grads.keys() == expected.keys() and any("lora_A" in name for name in grads)
     scale = max(float(grad.abs().max()) for grad in expected.values())
@@ -82,7 +81,7 @@ def assert_same(trainer, rows, theirs) -> dict:
     return metrics
 
 
-PAIR_CASES = [
+PAIR_CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({}, ["sigmoid"]),
     ({"beta": 0.5}, ["sigmoid"]),
     ({"length_normalized": True}, ["sigmoid_norm"]),
@@ -94,31 +93,52 @@ PAIR_CASES = [
         for name in ("ipo", "hinge", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
                      "discopop")
     ),
+    ({"loss_type": "sigmoid_norm"}, ["sigmoid_norm"]),
+    ({"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.5]},
+     ["sigmoid", "bco_pair", "sft"]),
+    ({"loss_type": ["ipo", "hinge"]}, ["ipo", "hinge"]),
+    *(
+        ({"f_divergence_type": kind, "loss_type": name}, [name])
+        for kind in ("forward_kl", "js_divergence", "alpha_divergence")
+        for name in ("sigmoid", "ipo", "hinge")
+    ),
+    ({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 2.5}, ["sigmoid"]),
+    ({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1.0}, ["sigmoid"]),
+    ({"ld_alpha": 0.3}, ["sigmoid"]),
+    ({"ld_alpha": 0.0, "loss_type": ["apo_zero", "sft"]}, ["apo_zero", "sft"]),
+    ({"use_weighting": True}, ["sigmoid"]),
+    ({"use_weighting": True, "loss_type": ["sppo_hard", "robust"], "label_smoothing": 0.1},
+     ["sppo_hard", "robust"]),
 ]  # fmt: skip
 
 
 def test_pair_losses_equal_those_of_trls_dpo_trainer(tiny_model_path):
-    trainer = make_trainer(tiny_model_path)
+    task = make_task(tiny_model_path)
     peer = trl.DPOTrainer(
-        model=trainer.policy,
-        args=trl.DPOConfig(**QUIET),
+        model=task.policy,
+        args=trl.DPOConfig(**QUIET, use_weighting=True),
         train_dataset=Dataset.from_list([PAIR]),
-        processing_class=trainer.tokenizer,
+        processing_class=task.tokenizer,
     )
-    perturb(trainer.policy)
-    rows = [trainer.train_data[i] for i in range(3)]
+    perturb(task.policy)
+    rows = [task.train_data[i] for i in range(3)]
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     examples = [dict(zip(names, (r["prompt_ids"], *r["answers"]), strict=True)) for r in rows]
     inputs = peer.data_collator(examples)
     for options, loss_types in PAIR_CASES:
-        trainer(**options)
-        peer.loss_types, peer.loss_weights = loss_types, [1.0, options.get("sft_weight", 0)]
-        peer.loss_weights = peer.loss_weights[: len(loss_types)]
+        task = task.trainer.task(**options)
+        task.open(Run(task.model, CPU))
+        rows = [task.train_data[i] for i in range(3)]
+        weights = [1.0, options.get("sft_weight", 1.0)][: len(loss_types)]
+        peer.loss_types, peer.loss_weights = loss_types, options.get("loss_weights", weights)
+        peer.f_divergence_type = options.get("f_divergence_type", "reverse_kl")
+        peer.f_alpha_divergence_coef = options.get("f_alpha_divergence_coef", 0.5)
+        peer.ld_alpha, peer.use_weighting = options.get("ld_alpha"), task.options.use_weighting
         peer.beta = options.get("beta", 0.1)
         peer.label_smoothing = options.get("label_smoothing", 0.0)
         peer._metrics["train"].clear()
-        metrics = assert_same(trainer, rows, peer._compute_loss(trainer.policy, inputs, False))
-        if options.get("length_normalized") or options.get("loss_type") == "ipo":
+        metrics = assert_same(task, rows, peer._compute_loss(task.policy, inputs, False))
+        if task.options.f_divergence_type != "reverse_kl" or loss_types[0] in _OF_MEANS:
             continue  # rewards are of sums there, of what the loss compares here
         same = {"rewards/margin": "rewards/margins", "accuracy": "rewards/accuracies"}
         for name in metrics:
@@ -127,11 +147,14 @@ def test_pair_losses_equal_those_of_trls_dpo_trainer(tiny_model_path):
                 assert metrics[name] == pytest.approx(expected, rel=1e-4, abs=1e-6), (options, name)
 
 
+_OF_MEANS = ("ipo", "sigmoid_norm")
+
+
 def concatenated(rows) -> dict[str, torch.Tensor]:
     """The batch that TRL's ORPO and CPO trainers take."""
     from main.loaders.collate import pad
 
-    batch = {}
+    batch: dict[str, torch.Tensor] = {}
     for kind, index in (("chosen", 0), ("rejected", 1)):
         ids = [r["prompt_ids"] + r["answers"][index] for r in rows]
         labels = [[-100] * len(r["prompt_ids"]) + r["answers"][index] for r in rows]
@@ -153,42 +176,42 @@ def concatenated(rows) -> dict[str, torch.Tensor]:
 )
 @pytest.mark.filterwarnings("ignore")
 def test_reference_free_losses_equal_those_of_trl(tiny_model_path, kind, options, config):
-    trainer = make_trainer(tiny_model_path, **options)
+    task = make_task(tiny_model_path, **options)
     module = __import__(f"trl.experimental.{kind}", fromlist=["x"])
     peer = getattr(module, f"{kind.upper()}Trainer")(
-        model=trainer.policy,
+        model=task.policy,
         args=getattr(module, f"{kind.upper()}Config")(**QUIET | config),
         train_dataset=Dataset.from_list([PAIR]),
-        processing_class=trainer.tokenizer,
+        processing_class=task.tokenizer,
     )
-    perturb(trainer.policy)
-    rows = [trainer.train_data[i] for i in range(3)]
+    perturb(task.policy)
+    rows = [task.train_data[i] for i in range(3)]
     if kind == "orpo":  # TRL trains the prompt too: one token of it leaves the answer alone
         rows = [{**row, "prompt_ids": row["prompt_ids"][:1]} for row in rows]
-    theirs, _ = peer.get_batch_loss_metrics(trainer.policy, concatenated(rows))
-    assert_same(trainer, rows, theirs)
+    theirs, _ = peer.get_batch_loss_metrics(task.policy, concatenated(rows))
+    assert_same(task, rows, theirs)
 
 
 def test_kto_equals_trls_kto_trainer(tiny_model_path):
     weights = {"desirable_weight": 1.5, "undesirable_weight": 0.7}
-    trainer = make_trainer(tiny_model_path, loss_type="kto", **weights)
+    task = make_task(tiny_model_path, loss_type="kto", **weights)
     unpaired = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False)]
     peer = trl.KTOTrainer(
-        model=trainer.policy,
+        model=task.policy,
         args=trl.KTOConfig(**QUIET, **weights),
         train_dataset=Dataset.from_list(unpaired),
-        processing_class=trainer.tokenizer,
+        processing_class=task.tokenizer,
     )
     for seed in range(2):  # the reference point at 0 and above it
-        perturb(trainer.policy)
-        rows = [trainer.train_data[i] for i in range(len(trainer.train_data))]
+        perturb(task.policy)
+        rows = [task.train_data[i] for i in range(len(task.train_data))]
         assert len(rows) == 6
         if seed:
             with torch.no_grad():
                 rows = [
                     {**r, "reference": [r["reference"][0], r["reference"][1] - 9]} for r in rows
                 ]
-        kl = trainer._kl([MicroRows(rows)])
+        kl = task._kl([MicroBatch(rows)])
         examples = [
             {
                 "prompt_ids": r["prompt_ids"],
@@ -202,8 +225,8 @@ def test_kto_equals_trls_kto_trainer(tiny_model_path):
         ]
         peer.precompute_ref_logps = True
         inputs = peer.data_collator(examples)
-        theirs = peer._compute_loss(trainer.policy, inputs, False)
-        metrics = assert_same(trainer, [{**r, "kl": kl} for r in rows], theirs)
+        theirs = peer._compute_loss(task.policy, inputs, False)
+        metrics = assert_same(task, [{**r, "kl": kl} for r in rows], theirs)
         assert peer._metrics["train"]["kl"][-1] == pytest.approx(kl, rel=1e-4)
         assert metrics["rewards/chosen"] == pytest.approx(
             peer._metrics["train"]["rewards/chosen"][-1], rel=1e-4

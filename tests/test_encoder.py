@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from main.errors import MissingFileError
-from main.utils.encoder import SentenceEncoder
+from main.models.encoder import SentenceEncoder
 
 TEXTS = [
     "The cat sits on the mat.",
@@ -84,5 +84,5 @@ def test_a_missing_folder_is_named():
 
 
 def test_sentence_transformers_is_not_imported():
-    code = "import sys, main.utils.encoder; sys.exit('sentence_transformers' in sys.modules)"
+    code = "import sys, main.models.encoder; sys.exit('sentence_transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -47,7 +47,7 @@ def test_no_example_is_left_out():
         assert name in (ROOT / "tests" / where).read_text("utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_training_scripts_report_their_epochs_and_leave_checkpoints(printed):
     folder = Path(printed["folder"])
     for name, steps in (("sft.py", 2), ("dpo.py", None), ("grpo.py", None), ("ppo.py", None)):
@@ -60,7 +60,7 @@ def test_the_training_scripts_report_their_epochs_and_leave_checkpoints(printed)
     assert list((folder / "save_model/ppo_example").glob("Critic_*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_scripts_that_ask_and_merge_show_their_answers(printed):
     folder = Path(printed["folder"])
     answers = (folder / "outputs_ticket_en_test.jsonl").read_text("utf-8").splitlines()
@@ -72,7 +72,7 @@ def test_the_scripts_that_ask_and_merge_show_their_answers(printed):
     assert printed["predict.py"].strip()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_stages_end_with_a_table_of_all(printed):
     table = printed["stages.py"].rpartition("+\n| after")[2]
     assert [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")] == [
@@ -80,7 +80,7 @@ def test_the_stages_end_with_a_table_of_all(printed):
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_that_the_quickstart_names_work(printed):
     _, _, last = printed["quickstart.py"].partition("Try next\n")
     commands = [line.split() for line in last.splitlines() if "examples/" in line]
@@ -89,7 +89,6 @@ def test_the_commands_that_the_quickstart_names_work(printed):
         small_project.run(command[1:], Path(printed["folder"]))
 
 
-@pytest.mark.slow
 @pytest.mark.vllm
 def test_the_vllm_example_answers_with_the_real_model(small_model_path, tmp_path):
     script = str(ROOT / "examples" / "predict_vllm.py")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from main.errors import CheckpointError, ModelError
-from main.utils.folders import write_directory
+from main.errors import DiskError, ModelError
+from main.system.folders import write_directory
 
 
 def fill(text: str, then: Exception | None = None):
@@ -31,7 +31,7 @@ def test_a_folder_is_replaced_whole_and_nothing_else_is_left(tmp_path):
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
-        (OSError(28, "No space left on device"), (CheckpointError, "out could not.*space left")),
+        (OSError(28, "No space left on device"), (DiskError, "out could not.*space left")),
         (ModelError("it differs"), (ModelError, "^it differs$")),
     ],
 )  # fmt: skip

@@ -1,13 +1,15 @@
 """FSDP2, asked for through `accelerate launch`, trains as one process does."""
 
-import four
-import pytest
-import shared_copies
-from launch import launch
+from typing import Any
 
-from main.trainer import layout
+import four_trainers
+import parallel_runs
+import pytest
+from launchers import launch
+
 from main.trainer.arguments import SetupOptions
-from main.trainer.launch import launch_problems
+from main.trainer.engines import layout
+from main.trainer.loop.launch import launch_problems
 
 
 @pytest.fixture
@@ -43,35 +45,36 @@ def test_settings_that_cannot_work_are_refused(fsdp, name, value, message):
 
 @pytest.mark.distributed
 def test_loss_and_gradients_are_those_of_the_whole_model():
-    cases = [
+    cases: list[dict[str, Any]] = [
         {"full": True},
         {"full": True, "tied": True, "reshard": False, "checkpointing": True},
         {"full": True, "adapter": {"use_dora": True}},
         {"full": True, "quantization": "4bit"},
     ]
-    for case, found in zip(cases, shared_copies.parts(2, *cases), strict=True):
-        shared_copies.check_parts(found, 0.51, case)
+    for case, found in zip(cases, parallel_runs.parts(2, *cases), strict=True):
+        parallel_runs.check_parts(found, 0.51, case)
 
 
 @pytest.mark.distributed
 def test_two_processes_train_as_one_does_and_resume_exactly(tiny_model_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    four.write_data(tmp_path)
-    expected = shared_copies.one_process(tiny_model_path, ["lora", "dpo", "ppo", "grpo"])
-    runs = shared_copies.runs(tiny_model_path, 2, expected)
-    done = launch(shared_copies.SCRIPT, *runs, by="fsdp")
-    shared_copies.check(done, expected)
+    four_trainers.write_data(tmp_path)
+    expected = parallel_runs.one_process(tiny_model_path, ["lora", "dpo", "ppo", "grpo"])
+    runs = parallel_runs.runs(tiny_model_path, 2, expected)
+    done = launch(parallel_runs.SCRIPT, *runs, by="fsdp")
+    parallel_runs.check(done, expected)
     assert done.stderr.count("FSDP2: the frozen weights") == 1
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_four_bit_base_is_shared_out_too(tiny_model_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    four.write_data(tmp_path)
+    four_trainers.write_data(tmp_path)
     setup = {"quantization": "4bit"}
-    expected = shared_copies.one_process(tiny_model_path, ["lora"], **setup)
-    runs = shared_copies.runs(tiny_model_path, 2, expected, **setup)
-    shared_copies.check(launch(shared_copies.SCRIPT, *runs, by="fsdp"), expected)
+    expected = parallel_runs.one_process(tiny_model_path, ["lora"], **setup)
+    runs = parallel_runs.runs(tiny_model_path, 2, expected, **setup)
+    parallel_runs.check(launch(parallel_runs.SCRIPT, *runs, by="fsdp"), expected)
 
 
 def test_an_eight_bit_base_is_refused():

@@ -3,23 +3,28 @@
 import contextlib
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from failing_disk import Disk
-from tiny import TinyTask, make_rows
+from tiny_task import TinyTask, make_rows
 
-from main.errors import CheckpointError
-from main.trainer import checkpoint, loop
-from main.utils.folders import write_directory
+from main.errors import DiskError
+from main.system.folders import write_directory
+from main.trainer.loop import checkpoints as saver
+from main.trainer.loop import saving
+from main.trainer.loop.home import Home
 
-OPTIONS = {"num_epochs": 2, "save_strategy": "epoch", "save_total_limit": 1, "dropout": 0.2}
+OPTIONS: dict[str, Any] = {
+    "num_epochs": 2, "save_strategy": "epoch", "save_total_limit": 1, "dropout": 0.2,
+}  # fmt: skip
 
 
 def run(folder: Path, **changes):
     options = OPTIONS | changes
     task = TinyTask(make_rows(6), dropout=options.pop("dropout"))
-    return task, task.run(folder, **options)
+    return task, task.start(folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def undisturbed(tmp_path_factory):
 def assert_nothing_is_lost(folder: Path, undisturbed: dict[str, torch.Tensor]) -> None:
     """'auto' finds a complete checkpoint, cleans up, and ends where an undisturbed run ends."""
     checkpoints = folder / "save_model" / "tiny"
-    assert checkpoint.complete(checkpoints)
+    assert saving.candidates(Home(folder, "tiny", "Llama", 7))
     task, generator = run(folder, resume_from_checkpoint="auto")
     list(generator)
     for name, value in task.adapter().items():
@@ -52,10 +57,10 @@ def test_any_file_operation_of_a_save_may_fail(tmp_path, monkeypatch, undisturbe
             write_directory(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "write_directory", save)
+            patch.setattr(saver, "write_directory", save)
             try:
                 next(generator)
-            except CheckpointError as error:
+            except DiskError as error:
                 assert "No space left on device" in str(error)
                 errors += 1
         generator.close()
@@ -86,15 +91,15 @@ def test_any_file_of_a_checkpoint_may_meet_the_end_of_the_disk(tmp_path, monkeyp
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "write_directory", save)
-            with pytest.raises(CheckpointError, match="could not be written"):
+            patch.setattr(saver, "write_directory", save)
+            with pytest.raises(DiskError, match="could not be written"):
                 next(generator)
         assert [path.name for path in (folder / "save_model/tiny").iterdir()] == ["Llama_2"]
         assert_nothing_is_lost(folder, undisturbed)
 
 
 def test_any_file_operation_of_a_replacement_may_fail(tmp_path, monkeypatch):
-    disk, final = Disk(monkeypatch), tmp_path / "out"
+    disk, final = Disk(monkeypatch), tmp_path / "out_1"
 
     def fill(folder: Path) -> None:
         (folder / "a").write_text("new")
@@ -105,11 +110,11 @@ def test_any_file_operation_of_a_replacement_may_fail(tmp_path, monkeypatch):
         for name in "ab":
             (final / name).write_text("old")
         disk.left = allowed
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(DiskError):
             write_directory(final, fill)
         failed, disk.left = disk.left is None, None
         assert len({(final / name).read_text() for name in "ab"}) == 1  # all old or all new
-        checkpoint.recover(tmp_path)
+        saving.recover(tmp_path, ["out"])
         assert list(tmp_path.iterdir()) == [final]
         if not failed:
             break

@@ -1,24 +1,30 @@
 """LoRA in one step: the same outputs and gradients as peft, and peft wherever it does not fit."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from main.fused import FusedLinear, _Lora, fuse
+from main.models.fused import FusedLinear, _Lora, fuse
 
 
-def adapted(bias: bool = False, dtype: torch.dtype = torch.float64, **options) -> nn.Module:
+def adapted(bias: bool = False, dtype: torch.dtype = torch.float64, **options) -> Any:
     """Two layers with an adapter whose B is not zero."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(6, 10, bias=bias), nn.SiLU(), nn.Linear(10, 5, bias=bias))
-    given = {"r": 3, "lora_alpha": 5, "init_lora_weights": False, "target_modules": ["0", "2"]}
+    given: dict[str, Any] = {
+        "r": 3,
+        "lora_alpha": 5,
+        "init_lora_weights": False,
+        "target_modules": ["0", "2"],
+    }
     return get_peft_model(base.to(dtype), LoraConfig(**(given | options)))
 
 
-def pair(**options) -> tuple[nn.Module, nn.Module]:
+def pair(**options) -> tuple[Any, Any]:
     """The model as peft computes it, and its copy with fused layers."""
     plain = adapted(**options)
     fused = copy.deepcopy(plain)
@@ -101,13 +107,31 @@ def test_two_adapters_are_left_to_peft():
     torch.testing.assert_close(results(fused, X), results(plain, X), rtol=1e-12, atol=1e-12)
 
 
-def test_half_precision_bases_and_autocast_are_left_to_peft():
-    plain, fused = pair(dtype=torch.bfloat16)
-    for model in (plain, fused):
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    assert torch.equal(fused(X.bfloat16()), plain(X.bfloat16()))
+def with_float32_adapter(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def apart(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    gaps = [(a.double() - b).norm() / b.norm() for a, b in zip(found, expected, strict=True)]
+    return float(max(gaps))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_beside_a_half_precision_base_float32_adapters_lose_what_they_lose_in_autocast(autocast):
+    plain, fused = (with_float32_adapter(model) for model in pair(dtype=torch.bfloat16))
+    exact = results(copy.deepcopy(plain).double(), X)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = results(plain, X.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = results(fused, X.bfloat16())
+    assert [gradient.dtype for gradient in ours[2:]] == [torch.float32] * 4
+    assert apart(ours, exact) < 2e-2 and apart(ours, exact) < 2 * apart(theirs, exact)
+
+
+def test_autocast_to_another_dtype_than_the_bases_is_left_to_peft():
     plain, fused = pair(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fused(X.float()), plain(X.float()))

@@ -8,72 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_grpo import RUN, adapter, distance, early_tokens, make_trainer, run, trained
 
 from main.errors import ConfigError, MainError, RewardError
-from main.trainer.grpo import Trainer
+from main.trainer.loop.task import MicroBatch
+from main.trainer.loop.task import Run as TaskRun
+from main.trainer.online.sample import Prompt
 
-WORDS = ["red", "a blue boat", "green", "one two three four", "grey", "a", "b c", "the sea"]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write_rows(path: Path, count: int) -> Path:
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(count):
-            text = f"{WORDS[number % len(WORDS)]} {number}?"
-            prompt = [{"role": "user", "content": text}]
-            file.write(json.dumps({"prompt": prompt, "anwer": WORDS[number % 8]}) + "\n")
-    return path
-
-
-def make_trainer(model: Path, rows: int = 4, **changes) -> Trainer:
-    data = {"train": write_rows(Path("train.jsonl"), rows), "dev": write_rows(Path("dev.jsonl"), 3)}
-    arguments = {"from_pretrained": model, "data_path": data, "task_name": "demo", "lora_r": 4}
-    trainer = Trainer(**(arguments | changes))
-    # One token in five ends a completion, so that their lengths differ.
-    trainer.causal_lm.generation_config.eos_token_id = list(range(0, 49152, 5))
-    return trainer
-
-
-def run(trainer: Trainer, **changes):
-    """The generator of one run on 8 completions a step, two groups of 4."""
-    arguments = {
-        "reward_func": early_tokens,
-        "num_generations": 4,
-        "per_device_train_batch_size": 8,
-        "max_completion_length": 6,
-        "num_epochs": 1,
-        "lr": 1e-2,
-        "lr_scheduler_type": "constant",
-        "warmup_ratio": 0.0,
-        "report_to": "none",
-        "save_strategy": "no",
-        "eval_strategy": "no",
-    }
-    return trainer(**(arguments | changes))
-
-
-def early_tokens(completion_ids, **kwargs):
-    """Share of tokens from the first half of the vocabulary: a random model has about 0.5."""
-    return [sum(token < 24576 for token in ids) / len(ids) for ids in completion_ids]
-
-
-def adapter(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
-
-
-def trained(model: Path, **changes) -> dict[str, torch.Tensor]:
-    setup = {name: changes.pop(name) for name in ("share_prompts", "seed") if name in changes}
-    trainer = make_trainer(model, **setup)
-    list(run(trainer, **changes))
-    return adapter(trainer)
-
-
-def distance(one, other) -> float:
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def table(name: str) -> list[dict[str, str]]:
@@ -196,6 +138,22 @@ def test_completions_of_a_prompt_differ_and_a_seed_repeats_the_run(tiny_model_pa
         ({"num_generations": 2}, {}),
         ({"num_iterations": 3}, {}),
         ({"reward_weights": [3.0], "scale_rewards": "none"}, {"scale_rewards": "none"}),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, {}),
+        ({"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 1}, {"beta": 0.5}),
+        ({"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 1,
+          "ref_model_mixup_alpha": 0.1},
+         {"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 1}),
+        ({"steps_per_generation": 2}, {}),
+        ({"delta": 1.21}, {}),
+        ({"importance_sampling_level": "sequence"}, {}),
+        ({"off_policy_mask_threshold": 0.0}, {}),
+        ({"top_entropy_quantile": 0.2}, {}),
+        ({"entropy_coef": 0.5}, {}),
+        ({"importance_sampling_floor": 1.5}, {}),
+        ({"importance_sampling_mode": "token_mask", "importance_sampling_cap": 0.9},
+         {"importance_sampling_cap": 0.9}),
+        ({"importance_sampling_mode": "sequence_truncate", "repetition_penalty": 1.5},
+         {"repetition_penalty": 1.5}),
     ],
     ids=str,
 )  # fmt: skip
@@ -233,12 +191,13 @@ def test_equal_rewards_teach_nothing_and_are_not_nan(tiny_model_path):
     assert distance(before, adapter(trainer)) == 0
 
 
-def test_completions_that_are_all_cut_off_and_masked_teach_nothing(tiny_model_path):
+def test_completions_that_are_all_cut_off_and_masked_teach_nothing(tiny_model_path, caplog):
     trainer = make_trainer(tiny_model_path)
     trainer.causal_lm.generation_config.eos_token_id = None
     before = adapter(trainer)
     (result,) = run(trainer, mask_truncated_completions=True)
     assert result.train["ended"] == 0 and result.train["completion_length"] == 6
+    assert result.train["loss"] == 0 and "cut every completion" in caplog.text
     assert result.train["reward/std"] > 0 and distance(before, adapter(trainer)) == 0
 
 
@@ -256,6 +215,63 @@ def test_groups_with_equal_rewards_are_drawn_again_within_bounds(tiny_model_path
     # Draw 1: the group of 4 again, once. Draw 2: both groups equal whatever happens, twice again.
     assert draws == [8, 4, 8, 8, 8]
     assert result.train["frac_reward_zero_std"] == 0.5 and result.train["frac_redrawn"] == 0.75
+
+
+def test_a_draw_may_be_made_into_several_steps_by_the_policy_that_drew_it(tiny_model_path):
+    """16 completions: two draws of 8 in one step each, or one of 16 in two steps of 8."""
+    sizes: list[int] = []
+
+    def watching(completion_ids, **kwargs):
+        sizes.append(len(completion_ids))
+        return early_tokens(completion_ids)
+
+    def train(rows=4, **changes):
+        sizes.clear()
+        (result,) = run(make_trainer(tiny_model_path, rows), reward_func=watching, **changes)
+        return result
+
+    assert train().step == 2 and sizes == [8, 8]
+    result = train(steps_per_generation=2)
+    assert result.step == 2 and sizes == [16]
+    # In the first step the ratio is 1, in the second the policy has moved away from who drew.
+    assert train(steps_per_generation=2, num_iterations=2).step == 4 and sizes == [16]
+    assert train(rows=3, steps_per_generation=2).step == 2 and sizes == [12]
+    assert train(rows=1, num_generations=2, steps_per_generation=4).step == 4
+
+
+def test_the_steps_of_a_draw_are_its_completions_each_once(tiny_model_path):
+    trainer = make_trainer(tiny_model_path, 4)
+    task = trainer.task(**RUN | {"steps_per_generation": 4, "per_device_train_batch_size": 4,
+                                 "num_iterations": 2})  # fmt: skip
+    task.open(TaskRun(task.model, torch.device("cpu")))
+    rows = [trainer.train_data[i] for i in range(4)]
+    drawn = [
+        MicroBatch([Prompt(row, n) for n in range(4)], True, part) for part, row in enumerate(rows)
+    ]
+    updates = list(task.updates(drawn, 0))
+    task.close()
+    assert len(updates) == 8 and [bool(u.metrics) for u in updates] == [True] + [False] * 7
+    seen = [[s.row["row"] for micro in u.micro_batches for s in micro.items] for u in updates]
+    assert seen == 2 * [[row["row"]] * 4 for row in rows]
+    samples = [s for u in updates for micro in u.micro_batches for s in micro.items]
+    assert all(len(s.old_logprobs) == len(s.ids) for s in samples)
+
+
+def test_evaluation_draws_as_many_as_asked_for_and_the_same_each_time(tiny_model_path):
+    seen: list[list] = []
+
+    def watching(completion_ids, answer, **kwargs):
+        if len(answer) == 6:  # three rows of dev.jsonl
+            seen.append(list(zip(answer, map(tuple, completion_ids), strict=True)))
+        return early_tokens(completion_ids)
+
+    changes = {"eval_strategy": "steps", "eval_steps": 1, "lr": 0.0, "num_generations_eval": 2}
+    list(run(make_trainer(tiny_model_path), reward_func=watching, **changes))
+    first, second = seen
+    assert first == second
+    answers, drawn = zip(*first, strict=True)
+    assert answers[0] == answers[1] != answers[2] == answers[3]
+    assert len(set(drawn)) > 3  # the two of a prompt differ
 
 
 def test_the_overlong_penalty_is_part_of_the_reward_and_recorded(tiny_model_path):
@@ -283,6 +299,29 @@ def test_the_overlong_penalty_is_part_of_the_reward_and_recorded(tiny_model_path
         ({"kl_estimator": "k2"}, "kl_estimator='k2' changes nothing with beta=0"),
         ({"loss_type": "cispo", "epsilon": 0.1}, "epsilon=0.1 changes nothing with loss_type='ci"),
         ({"sapo_temperature_neg": 2.0}, "changes nothing with loss_type='dapo'"),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "batch"},
+            "scale_rewards='batch' changes nothing with multi_objective_aggregation='normalize",
+        ),
+        ({"delta": 1.2}, r"delta=1.2 must be above 1 \+ epsilon_high = 1.2"),
+        (
+            {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
+            "steps_per_generation=3 must be a multiple of gradient_accumulation_steps=2",
+        ),
+        ({"sync_ref_model": True}, "sync_ref_model=True changes nothing with beta=0"),
+        ({"beta": 0.1, "ref_model_sync_steps": 5}, "changes nothing with sync_ref_model=False"),
+        ({"top_entropy_quantile": 0.0}, "top_entropy_quantile=0.0 must be in"),
+        (
+            {"importance_sampling_cap": None, "importance_sampling_mode": "token_mask"},
+            "mode='token_mask' changes nothing with importance_sampling_cap=None",
+        ),
+        ({"importance_sampling_floor": 3.0}, "importance_sampling_floor=3.0 must not exceed"),
+        (
+            {"loss_type": "gspo", "importance_sampling_level": "token"},
+            "importance_sampling_level='token' changes nothing with loss_type='gspo'",
+        ),
+        ({"loss_type": "cispo", "delta": 2.0}, "delta=2.0 changes nothing with loss_type='cispo'"),
+        ({"num_generations_eval": 0}, "num_generations_eval=0 must be 1 or more"),
         ({"kl_estimator": "k1"}, "kl_estimator='k1' must be one of 'k2', 'k3'"),
         ({"num_generation": 4}, "Did you mean 'num_generations'"),
     ],
@@ -309,18 +348,20 @@ def test_dropout_is_refused_and_that_of_a_resumed_adapter_switched_off(tiny_mode
     assert result.train["kl"] == 0 and result.train["sampling_mismatch"] < 1e-4
 
 
-def test_a_reward_function_that_raises_ends_the_run_with_its_name_and_row(tiny_model_path):
+def test_a_reward_function_that_raises_ends_the_run_with_its_name_and_rows(tiny_model_path):
     def picky(completions, answer, **kwargs):
         return [1.0 if wanted != "green" else 1 / 0 for wanted in answer]
 
-    with pytest.raises(RewardError, match=r"'picky' raised ZeroDivisionError.*\(row 3\)"):
+    with pytest.raises(
+        RewardError, match=r"'picky' raised ZeroDivisionError.*with rows \[\d, \d\]"
+    ):
         list(run(make_trainer(tiny_model_path), reward_func=picky))
 
 
 @pytest.mark.parametrize("mode", ["server", "colocate"])
 def test_vllm_that_is_not_there_is_a_clear_error_and_the_trainer_can_go_on(tiny_model_path, mode):
     if mode == "colocate" and importlib.util.find_spec("vllm"):
-        pytest.skip("vllm is installed: main/trainer/rollout_vllm.py has its own tests")
+        pytest.skip("vllm is installed: main/trainer/rollout/colocated.py has its own tests")
     trainer = make_trainer(tiny_model_path)
     options = {"use_vllm": True, "vllm_server_base_url": "http://127.0.0.1:9"}
     with pytest.raises(MainError, match=r"vllm|vLLM"):

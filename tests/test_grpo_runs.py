@@ -8,18 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import free_port, kill_at
+from launchers import free_port, kill_at
 from peft import PeftModel
-from test_grpo import adapter, distance, early_tokens, make_trainer, own_folder, run
+from tiny_grpo import adapter, distance, early_tokens, make_trainer, run
 from transformers import AutoModelForCausalLM
 
-__all__ = ["own_folder"]  # a fixture
+from main.trainer.loop.task import Row
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_grpo import make_trainer, run
+from tiny_grpo import make_trainer, run
 setup, options = json.loads(sys.argv[1])
 for result in run(make_trainer(Path(setup.pop("model")), **setup), **options):
     sys.stdout.write("RESULT " + json.dumps([result.train, result.eval, result.step]) + "\\n")
@@ -35,6 +37,7 @@ def command(model: Path, setup: dict, options: dict) -> list[str]:
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes_bit_equal(tiny_model_path):
     """kill -9 in the middle of a run in another process, then resume in this one."""
     options = {
@@ -57,6 +60,18 @@ def test_a_killed_run_resumes_bit_equal(tiny_model_path):
     for epoch in (2, 3):
         texts = [Path(f"{top}data_record/demo/samples_{epoch}.md") for top in ("", "whole/")]
         assert texts[0].read_text("utf-8") == texts[1].read_text("utf-8")
+
+
+def test_a_reference_that_follows_the_policy_is_resumed_as_it_was(tiny_model_path):
+    options = {"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 1, "num_epochs": 2,
+               "save_strategy": "epoch"}  # fmt: skip
+    whole = make_trainer(tiny_model_path, output_dir="whole")
+    list(run(whole, **options))
+    for _ in run(make_trainer(tiny_model_path), **options):
+        break
+    resumed = make_trainer(tiny_model_path)
+    list(run(resumed, resume_from_checkpoint="auto", **options))
+    assert distance(adapter(whole), adapter(resumed)) == 0
 
 
 def two_processes(arguments: list[str]) -> list[str]:
@@ -108,21 +123,28 @@ def test_two_processes_draw_and_learn_what_one_does(tiny_model_path):
             torch.testing.assert_close(parameter, ours[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "gspo"])
-def test_the_cut_into_micro_batches_changes_no_gradient(tiny_model_path, loss_type):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"loss_type": name} for name in ("dapo", "grpo", "dr_grpo", "gspo")),
+        {"entropy_coef": 0.3, "top_entropy_quantile": 0.4, "off_policy_mask_threshold": 0.01},
+    ],
+    ids=str,
+)
+def test_the_cut_into_micro_batches_changes_no_gradient(tiny_model_path, changes):
     adapters = []
     for size, accumulation in ((8, 1), (3, 4)):
         trainer = make_trainer(tiny_model_path, rows=3 if size == 3 else 2)
         # 2 rows of 4 completions: all in one micro-batch, or in pieces that split the groups
         data = [trainer.train_data[i] for i in range(2)]
         trainer.train_data = InMemory(data)
-        options = {"num_epochs": 1, "per_device_train_batch_size": size, "loss_type": loss_type}
+        options = {"num_epochs": 1, "per_device_train_batch_size": size, **changes}
         list(run(trainer, gradient_accumulation_steps=accumulation, beta=0.1, **options))
         adapters.append(adapter(trainer))
     assert distance(*adapters) < 1e-4
 
 
-class InMemory(list):
+class InMemory(list[Row]):
     @property
     def lengths(self) -> list[int]:
         return [row["length"] for row in self]
@@ -141,4 +163,4 @@ def test_the_guides_snippet_runs_as_written_but_for_vllm(tiny_model_path):
                      per_device_train_batch_size=8, num_generations=4, num_train_epochs=1,
                      fp16=True, use_vllm=False, save_strategy="epoch", eval_strategy="epoch",
                      logging_strategy="epoch", report_to=["tensorboard"]):  # fmt: skip
-        assert i.checkpoint.is_dir() and "reward/mean" in i.eval
+        assert i.checkpoint and i.checkpoint.is_dir() and "reward/mean" in i.eval

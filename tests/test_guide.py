@@ -7,6 +7,7 @@ the first. Blocks that are not run are listed with the reason.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -189,11 +190,12 @@ def exchanged(code: str, model: Path, encoder: Path, adapter: Path) -> str:
         (r"^    a = i$", "    a = i\n    break"),
     ]
     for pattern, replacement in rules:
-        code = re.sub(pattern, lambda _, text=replacement: text, code, flags=re.MULTILINE)
+        literal = replacement.replace("\\", "\\\\")
+        code = re.sub(pattern, literal, code, flags=re.MULTILINE)
     return code
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not GUIDE.is_file(), reason="the user's guide does not lie beside the project")
 def test_the_guides_own_blocks_run(place, tiny_model_path, encoder_path):
     from main.predictor.hf import Predictor
@@ -202,9 +204,11 @@ def test_the_guides_own_blocks_run(place, tiny_model_path, encoder_path):
     trainer = Trainer(
         from_pretrained=tiny_model_path, data_path="<dataset_name>", max_length=128, task_name="t"
     )
-    adapter = first(trainer(num_epochs=1)).checkpoint.absolute()
+    checkpoint = first(trainer(num_epochs=1)).checkpoint
+    assert checkpoint
+    adapter = checkpoint.absolute()
     pred = Predictor(tiny_model_path)
-    names = {"pred": pred, "history": []}
+    names: dict[str, Any] = {"pred": pred, "history": []}
     blocks = FENCE.findall(GUIDE.read_text(encoding="utf-8", errors="replace"))
     run = 0
     for number, code in enumerate(blocks):

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from failing_disk import Disk
 
-from main.errors import ConfigError, DataError, MissingFileError
+from main.errors import ConfigError, DataError, DiskError, MissingFileError
 from main.evaluation.inferences import inference_with_data, inference_with_data_path
 
 
@@ -330,17 +331,20 @@ def test_second_run_on_the_same_file_is_refused(save):
 
 
 def test_full_disk_ends_the_run_and_loses_nothing(save, monkeypatch):
-    from main.evaluation import inferences
+    from main.evaluation import book
 
-    class Full(inferences.Appender):
+    class Full(book.Appender):
         def append(self, lines):
             if self._stream.tell() > 100:
                 self._stream.write(lines[0][:20])
                 raise OSError(28, "No space left on device")
             super().append(lines)
 
-    monkeypatch.setattr(inferences, "Appender", Full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(book, "Appender", Full)
+    told = (
+        r"could not be written: the disk is full .*Free some space .*was written earlier is intact"
+    )
+    with pytest.raises(DiskError, match=told):
         inference_with_data(rows_of(9), Echo(), save, 2)
     monkeypatch.undo()
     echo = Echo()
@@ -364,7 +368,7 @@ def test_any_file_operation_of_a_run_may_fail(tmp_path, monkeypatch, retry):
         (parts / "part-0.jsonl").write_bytes(lines[2] + lines[0])
         (parts / "part-1.jsonl").write_bytes(lines[3][:-5])
         disk.left = allowed
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(DiskError):
             inference_with_data(rows, Echo(), save, 2, retry_failed=retry)
         failed, disk.left = disk.left is None, None
         echo = Echo()
@@ -409,7 +413,7 @@ def test_arguments_are_checked_before_any_work(tmp_path, save):
     with pytest.raises(ConfigError, match="batch_size=0 must be an integer of at least 1"):
         inference_with_data_path(data, Echo(), save, 0)
     with pytest.raises(ConfigError, match=r"batcher='x' must be a function"):
-        inference_with_data_path(data, "x", save)
+        inference_with_data_path(data, "x", save)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="is data_path itself"):
         inference_with_data_path(data, Echo(), data)
     with pytest.raises(ConfigError, match="is a folder; name a file in it"):
@@ -425,6 +429,12 @@ def test_progress_goes_to_standard_error_only_when_wanted(save, capsys):
     assert capsys.readouterr().err == ""
     inference_with_data(rows_of(4), Echo(), save, 2, overwrite=True, progress=True)
     assert "rows" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_reason(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError, match=r"out\.jsonl could not be written: '.*file' is a file"):
+        inference_with_data(rows_of(2), Echo(), tmp_path / "file" / "out.jsonl")
 
 
 def test_objects_without_a_json_form_are_named_by_type(save):
@@ -451,3 +461,28 @@ def test_output_feeds_the_metrics(save):
         show=False,
     )
     assert [scores["chrF"], scores["BLEU"]] == pytest.approx([100, 100])
+
+
+def test_tools_and_variables_of_rows_reach_the_batcher(save):
+    tool = {"type": "function", "function": {"name": "look_up"}}
+    asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows: list[dict[str, Any]] = [
+        {"conversations": asked, "system": "Be brief."},
+        {"conversations": asked, "tools": [tool]},
+        {"conversations": asked, "tools": [tool["function"]]},
+        {"conversations": asked, "chat_template_kwargs": {"enable_thinking": False}},
+    ]
+    calls = []
+
+    def batcher(item):
+        calls.append(item)
+        return ["x"] * len(item["query"])
+
+    inference_with_data(rows, batcher, save, 8)
+    system = [{"role": "system", "content": "Be brief."}]
+    assert calls == [
+        {"query": ["q"], "history": [system]},
+        {"query": ["q", "q"], "history": [[], []], "tools": [tool]},
+        {"query": ["q"], "history": [[]], "enable_thinking": False},
+    ]
+    assert [line["answer"] for line in read(save)] == ["a"] * 4

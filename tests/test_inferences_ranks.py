@@ -136,7 +136,7 @@ def test_run_with_a_dead_process_continues_in_two_or_in_one(data, tmp_path):
             reports, _ = launch(data, save)
             assert sum(report["answered"] for report in reports) == 31 - len(done)
         else:
-            asked = []
+            asked: list[str] = []
 
             def batcher(item, asked=asked):
                 asked.extend(item["query"])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from main.trainer.kl import KL_ESTIMATORS, adapted_coefficient, kl_estimate
+from main.trainer.online.kl import KL_ESTIMATORS, adapted_coefficient, kl_estimate
 
 LOGPROBS, REF = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])
 

@@ -3,25 +3,26 @@
 import subprocess
 import sys
 
-import four
+import four_trainers
+import parallel_runs
 import pytest
-import shared_copies
-from launch import ROOT, environment, free_port
+from launchers import ROOT, environment, free_port
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("name", "methods"), [("torchrun", list(four.METHODS)), ("accelerate", ["lora"])]
+    ("name", "methods"), [("torchrun", list(four_trainers.METHODS)), ("accelerate", ["lora"])]
 )
 def test_two_machines_of_one_process_train_as_one_does(
     tiny_model_path, tmp_path, monkeypatch, name, methods
 ):
     monkeypatch.chdir(tmp_path)
-    four.write_data(tmp_path)
-    expected = shared_copies.one_process(tiny_model_path, methods)
-    runs = shared_copies.runs(tiny_model_path, 2, expected)
+    four_trainers.write_data(tmp_path)
+    expected = parallel_runs.one_process(tiny_model_path, methods)
+    runs = parallel_runs.runs(tiny_model_path, 2, expected)
     settings = {"NODES": "2", "PROCESSES": "1", "PORT": str(free_port()), "PYTHON": sys.executable}
-    script = [str(ROOT / "examples" / "launch" / f"{name}.sh"), str(shared_copies.SCRIPT), *runs]
+    script = [str(ROOT / "examples" / "launch" / f"{name}.sh"), str(parallel_runs.SCRIPT), *runs]
     machines = [
         subprocess.Popen(
             script,
@@ -37,4 +38,4 @@ def test_two_machines_of_one_process_train_as_one_does(
             machine.kill()
     for machine, (out, error) in zip(machines, texts, strict=True):
         done = subprocess.CompletedProcess(script, machine.returncode, out, error)
-        shared_copies.check(done, expected)
+        parallel_runs.check(done, expected)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow
 import pytest
-from launch import launch
-from loader_support import ROOT, chat, load_tokenizer, turns
+from chat_templates import ROOT, chat, load_tokenizer, turns
+from launchers import launch
 
+from main.dialogue.plain import PlainText
 from main.errors import DataError, MissingFileError
 from main.loaders import ChatTemplate, cache, load_dataset_split
-from main.loaders.plain import PlainText
 
 TEMPLATE = chat("smollm2")
 

@@ -1,12 +1,14 @@
 """Unpaired rows: a prompt, one answer, and whether it is good."""
 
+from typing import Any
+
 import pytest
-from loader_support import chat
+from chat_templates import chat
 
 from main.loaders import get_loader, kto
 from main.loaders.report import Report
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "conversations": [{"role": "user", "content": "Two and two?"}],
     "answer": "Four.",
     "label": True,

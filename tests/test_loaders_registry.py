@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from main.errors import ConfigError, DataError, MissingFileError
-from main.loaders import LOADERS, get_loader, resolve
+from main.loaders import LOADERS, Question, get_loader, register, resolve
+from main.loaders.registry import find_format
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_an_unknown_split_is_refused(registry: Path) -> None:
     ("content", "message"),
     [
         ("[]", "must be an object such as"),
-        ("{", "is not valid JSON in UTF-8"),
+        ("{", r"present\.json line 1: not valid JSON: Expecting property name"),
         ('{"law": "train.json"}', "'law' must map splits to files"),
         ('{"law": {}}', "'law' must map splits to files"),
         ('{"law": {"train": 3}}', "'train' must be a path; found 3"),
@@ -92,3 +93,38 @@ def test_the_guides_loader_names_are_known() -> None:
 def test_an_unknown_loader_offers_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'LLM_chat' is unknown\. Did you mean 'LLM_Chat'\?"):
         get_loader("LLM_chat")
+
+
+@pytest.mark.parametrize(
+    ("row", "loader"),
+    [
+        ({"conversations": []}, "LLM_Chat"),
+        ({"conversations": [], "prompt": "p"}, "LLM_Chat"),
+        ({"conversations": [], "gold_answers": "g"}, "LLM_DPO"),
+        ({"conversations": [], "answer": "a", "label": True}, "LLM_KTO"),
+        ({"conversations": [], "answer": "a"}, "LLM_Chat"),
+        ({"prompt": "p", "completion": "c", "label": False}, "LLM_KTO"),
+        ({"prompt": "p", "label": True}, "LLM_GRPO"),
+        ({"prompt": "p", "context": "a column"}, "LLM_GRPO"),
+        ({"context": "c"}, "LLM_Pure"),
+    ],
+)
+def test_a_row_is_read_in_the_format_of_which_it_has_most_fields(row: dict, loader: str) -> None:
+    found = find_format(row)
+    assert found is not None and found.question is get_loader(loader).question
+
+
+def test_no_format_reads_other_rows() -> None:
+    assert find_format({"query": "q"}) is None
+
+
+@pytest.mark.parametrize(("label", "gold"), [(True, "a"), (False, None)])
+def test_a_bad_answer_of_an_unpaired_row_is_not_gold(label: bool, gold: str | None) -> None:
+    question = get_loader("LLM_KTO").question({"prompt": "p", "completion": "a", "label": label})
+    assert question == Question([{"role": "user", "content": "p"}], gold)
+
+
+def test_a_taken_name_cannot_be_registered_again() -> None:
+    register("LLM_Pure", get_loader("LLM_Pure"))
+    with pytest.raises(ConfigError, match="loader_name='LLM_Chat' is taken"):
+        register("LLM_Chat", get_loader("LLM_Pure"))

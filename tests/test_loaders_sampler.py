@@ -40,6 +40,15 @@ def test_the_longest_row_is_in_the_first_step_so_that_too_little_memory_shows_at
         assert max(LENGTHS) in [LENGTHS[row] for row in first]
 
 
+def test_after_the_first_epoch_the_longest_row_comes_where_the_draw_puts_it():
+    longest = max(LENGTHS)
+    places = set()
+    for epoch in range(2, 12):
+        plan = plan_epoch(LENGTHS, 8, 1, epoch)
+        places.add(next(i for i, step in enumerate(plan) if longest in [LENGTHS[r] for r in step]))
+    assert len(places) > 5  # ten draws of 25 places
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 3, 8, 12])
 def test_processes_share_a_step_in_as_many_micro_batches_each(rows, world):

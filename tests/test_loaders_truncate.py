@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from loader_support import chat, load_tokenizer, trained_texts, turns
+from chat_templates import chat, load_tokenizer, trained_texts, turns
 
+from main.dialogue.accounts import Dialogue
+from main.dialogue.plain import PlainText
 from main.loaders import preference, pure
 from main.loaders.grpo import encode as encode_grpo
-from main.loaders.plain import PlainText
 from main.loaders.report import Report
 from main.loaders.truncate import encode_answers, fit, fit_prompt
 
@@ -17,7 +18,7 @@ TEMPLATE = chat("smollm2")
 
 
 def fitted(messages: list[dict[str, Any]], max_length: int | None) -> tuple[Any, str]:
-    return fit(TEMPLATE.encode(messages), messages, TEMPLATE, max_length)
+    return fit(TEMPLATE.encode(messages), Dialogue(messages), TEMPLATE, max_length)
 
 
 def test_a_row_that_fits_is_left_alone() -> None:
@@ -40,7 +41,7 @@ def test_the_oldest_exchange_goes_first_and_the_system_turn_stays() -> None:
 def test_an_exchange_goes_with_its_tool_turns() -> None:
     template = chat("qwen", "qwen2_5")
     call = {"type": "function", "function": {"name": "f", "arguments": {}}}
-    dialogue = [
+    dialogue: list[dict[str, Any]] = [
         {"role": "user", "content": "long " * 30},
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "result"},
@@ -48,7 +49,7 @@ def test_an_exchange_goes_with_its_tool_turns() -> None:
         *turns("next", "answer"),
     ]
     limit = len(template.encode(dialogue).input_ids) - 1
-    result, fate = fit(template.encode(dialogue), dialogue, template, limit)
+    result, fate = fit(template.encode(dialogue), Dialogue(dialogue), template, limit)
     assert (result, fate) == (template.encode(turns("next", "answer")), "shortened")
 
 
@@ -56,9 +57,9 @@ def test_an_answer_too_long_by_itself_is_cut_at_its_end() -> None:
     last = [LONG[0], *turns("ask", "word " * 50)]
     whole = TEMPLATE.encode(last)
     limit = whole.turns[0][0] + 3
-    for messages in (last, [*LONG[:3], *last[1:]]):
+    for messages, expected in ((last, "cut"), ([*LONG[:3], *last[1:]], "both")):
         result, fate = fitted(messages, limit)
-        assert fate == "cut"
+        assert fate == expected
         assert result.input_ids == whole.input_ids[:limit]
         assert sum(result.loss_mask) == 3
         assert trained_texts(result, TEMPLATE.tokenizer) == ["word word word"]
@@ -74,10 +75,10 @@ def test_a_prompt_that_leaves_no_room_skips_the_row() -> None:
 def test_a_preference_prompt_loses_its_oldest_exchange_before_an_answer_is_cut() -> None:
     asked = [*LONG[:5], {"role": "user", "content": "third"}]
     answers = ["good", "bad " * 20]
-    whole, fate = encode_answers(asked, answers, TEMPLATE, None)
+    whole, fate = encode_answers(Dialogue(asked), answers, TEMPLATE, None)
     assert fate == "" and whole is not None
     length = len(whole.prompt_ids) + len(whole.completion_ids[1])
-    shorter, fate = encode_answers(asked, answers, TEMPLATE, length - 1)
+    shorter, fate = encode_answers(Dialogue(asked), answers, TEMPLATE, length - 1)
     assert fate == "shortened" and shorter is not None
     assert shorter.completion_ids == whole.completion_ids
     assert shorter.prompt_ids == TEMPLATE.encode_prompt([asked[0], *asked[3:]])
@@ -98,8 +99,8 @@ def test_preference_answers_are_cut_to_the_room_that_the_prompt_leaves() -> None
 def test_a_grpo_prompt_leaves_room_for_a_token() -> None:
     asked = LONG[:-1]
     short = TEMPLATE.encode_prompt([LONG[0], LONG[5]])
-    assert fit_prompt(asked, TEMPLATE, len(short) + 1) == (short, "shortened")
-    assert fit_prompt(asked, TEMPLATE, len(short)) == (None, "skipped")
+    assert fit_prompt(Dialogue(asked), TEMPLATE, len(short) + 1) == (short, "shortened")
+    assert fit_prompt(Dialogue(asked), TEMPLATE, len(short)) == (None, "skipped")
     report = Report()
     assert list(encode_grpo([(2, {"prompt": "a b c"})], TEMPLATE, 3, report)) == []
     assert report.fates == {"skipped": (1, [2])}

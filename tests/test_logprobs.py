@@ -6,8 +6,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from main.trainer import logprobs
-from main.trainer.logprobs import LogprobModel
+from main.trainer.policy import logprobs
+from main.trainer.policy.logprobs import LogprobModel
 
 VOCABULARY = 97
 
@@ -105,7 +105,7 @@ def test_a_soft_cap_on_logits_is_applied():
         num_key_value_heads=2,
         head_dim=8,
         final_logit_softcapping=0.5,
-        attn_implementation="eager",
+        attn_implementation="eager",  # type: ignore[call-arg]
     )
     assert_same(adapted(Gemma2ForCausalLM(config)), 1.0)
 
@@ -155,3 +155,19 @@ def test_an_entropy_without_gradient_has_the_same_value_and_moves_nothing(plain_
     found = model(ids, mask, entropy=True, entropy_gradient=False)
     assert torch.equal(found.entropy, expected) and not found.entropy.requires_grad
     assert expected.requires_grad and found.logprobs.requires_grad
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"modules_to_save": ["lm_head"]}], ids=["frozen", "trained"]
+)
+def test_the_concentration_is_the_log_of_the_sum_of_squared_probabilities(monkeypatch, options):
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 3 * 4 * VOCABULARY)
+    model = adapted(llama(), **options)
+    input_ids, loss_mask = batch()
+    found = LogprobModel(model)(input_ids, loss_mask, temperature=0.8, concentration=True)
+    p = (model(input_ids=input_ids).logits / 0.8).softmax(-1)
+    expected = p.square().sum(-1).log()[:, :-1][loss_mask[:, 1:]]
+    assert found.concentration is not None and not found.concentration.requires_grad
+    torch.testing.assert_close(found.concentration, expected.detach(), rtol=1e-5, atol=1e-6)
+    found.logprobs.sum().backward()
+    assert LogprobModel(model)(input_ids, loss_mask).concentration is None

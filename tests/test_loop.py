@@ -7,20 +7,25 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from tiny import TinyTask, make_rows
+from gradients import gradient
+from tiny_task import TinyTask, make_rows
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from main.errors import CheckpointError, ConfigError, TrainingError
-from main.trainer import checkpoint, loop
+from main.errors import CheckpointError, ConfigError, DiskError, TrainingError
 from main.trainer.arguments import LoopOptions
-from main.trainer.task import LossOutput, Update
+from main.trainer.loop import saving
+from main.trainer.loop.home import Home
+from main.trainer.loop.optimizer import make_optimizer
+from main.trainer.loop.task import LossOutput, Update
 
 
 def train(task, tmp_path, **options):
-    return list(task.run(tmp_path, **options))
+    return list(task.start(tmp_path, **options))
 
 
 def assert_equal_adapters(a, b, exact=True):
@@ -33,7 +38,7 @@ def assert_equal_adapters(a, b, exact=True):
 def reference_gradient(task, rows):
     """One row at a time, full logits, sum of -log p divided by all trained tokens at the end."""
     model = task.model.model
-    total, tokens = 0.0, 0
+    total, tokens = torch.zeros(()), 0
     for row in rows:
         ids = torch.tensor([row["input_ids"]])
         log_p = model(input_ids=ids).logits[0].log_softmax(-1)
@@ -43,7 +48,7 @@ def reference_gradient(task, rows):
                 tokens += 1
     loss = total / tokens
     loss.backward()
-    grads = {n: p.grad.clone() for n, p in task.model.named_parameters() if p.requires_grad}
+    grads = {n: gradient(p).clone() for n, p in task.model.named_parameters() if p.requires_grad}
     task.model.zero_grad(set_to_none=True)
     return loss.item(), grads
 
@@ -51,17 +56,17 @@ def reference_gradient(task, rows):
 class GradientSpy(TinyTask):
     """Remembers the gradient of the first optimizer step."""
 
-    def run(self, *args, **kwargs):
-        self.first = None
+    def start(self, *args, **kwargs):
+        self.first: dict[str, torch.Tensor] | None = None
 
         def hook(optimizer, arguments, options):
             if self.first is None:
                 named = self.model.named_parameters()
-                self.first = {n: p.grad.clone() for n, p in named if p.requires_grad}
+                self.first = {n: gradient(p).clone() for n, p in named if p.requires_grad}
 
         handle = register_optimizer_step_pre_hook(hook)
         try:
-            yield from super().run(*args, **kwargs)
+            yield from super().start(*args, **kwargs)
         finally:
             handle.remove()
 
@@ -102,7 +107,7 @@ def test_an_epoch_result_has_plain_floats_and_counts_epochs_and_steps(tmp_path):
 def test_nothing_is_trained_before_the_first_next(tmp_path):
     task = TinyTask(make_rows(8))
     before = task.adapter()
-    generator = task.run(tmp_path)
+    generator = task.start(tmp_path)
     assert_equal_adapters(task.adapter(), before)
     generator.close()
 
@@ -141,7 +146,7 @@ def test_the_last_partial_step_counts_in_full(tmp_path):
 def test_breaking_out_releases_signal_handlers_and_the_model(tmp_path):
     task = TinyTask(make_rows(8))
     before = signal.getsignal(signal.SIGINT)
-    for _ in task.run(tmp_path, report_to="tensorboard"):
+    for _ in task.start(tmp_path, report_to="tensorboard"):
         assert signal.getsignal(signal.SIGINT) is before
         break
     assert signal.getsignal(signal.SIGINT) is before
@@ -152,7 +157,8 @@ def test_breaking_out_releases_signal_handlers_and_the_model(tmp_path):
 class Stopping(TinyTask):
     """Raises or sends itself a signal at a given computed micro-batch."""
 
-    at, how = 0, None
+    at = 0
+    how: Callable[[], Any]
 
     def loss(self, tensors, totals):
         self.at -= 1
@@ -182,7 +188,8 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_auto_goes_on_bit_equal(tmp_path):
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
     def twice():  # one after the other: two that are under way become one
-        guard = signal.getsignal(signal.SIGINT).__self__
+        handler: Any = signal.getsignal(signal.SIGINT)
+        guard = handler.__self__
         signal.raise_signal(signal.SIGINT)
         wait(lambda: guard.received is not None)
         signal.raise_signal(signal.SIGINT)
@@ -204,7 +211,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
 
 def test_weight_decay_spares_biases_norms_and_magnitudes():
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
-    decayed, spared = loop._optimizer(model, LoopOptions(weight_decay=0.1)).param_groups
+    decayed, spared = make_optimizer(model, LoopOptions(weight_decay=0.1)).param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(3, 2)]
     assert [p.ndim for p in spared["params"]] == [1, 1, 1]
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
@@ -214,10 +221,10 @@ def test_a_checkpoint_that_brings_code_or_is_damaged_is_refused(tmp_path):
     (tmp_path / "trainer_state").mkdir()
     torch.save(Exploding(), tmp_path / "trainer_state" / "weights.pt")
     with pytest.raises(CheckpointError, match=r"weights\.pt cannot be read: Weights only"):
-        checkpoint.load_tensors(tmp_path, "weights.pt")
+        saving.load_tensors(tmp_path, "weights.pt")
     (tmp_path / "trainer_state" / "weights.pt").write_bytes(b"PK half a file")
     with pytest.raises(CheckpointError, match=r"weights\.pt cannot be read"):
-        checkpoint.load_tensors(tmp_path, "weights.pt")
+        saving.load_tensors(tmp_path, "weights.pt")
 
 
 class Exploding:
@@ -282,7 +289,7 @@ def test_a_finished_run_yields_nothing_and_says_so(tmp_path, caplog):
 def test_resuming_with_other_rows_is_refused_with_both_numbers(tmp_path):
     options = {"num_epochs": 2, "save_strategy": "epoch"}
     train(TinyTask(make_rows(4)), tmp_path, **options)
-    with pytest.raises(CheckpointError, match="rows: 4 then, 6 now"):
+    with pytest.raises(CheckpointError, match=r"rows: 4 of .* then, 6 of .* now"):
         train(TinyTask(make_rows(6)), tmp_path, resume_from_checkpoint="auto", **options)
 
 
@@ -363,24 +370,24 @@ def test_out_of_memory_with_one_row_says_what_to_change(tmp_path):
 
 def test_a_full_disk_at_save_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
     task = TinyTask(make_rows(4))
-    generator = task.run(tmp_path, num_epochs=3, save_strategy="epoch")
+    generator = task.start(tmp_path, num_epochs=3, save_strategy="epoch")
     first = next(generator).checkpoint
 
     def full(directory, name, state):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_tensors", full)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    monkeypatch.setattr(saving, "save_tensors", full)
+    with pytest.raises(DiskError, match=r"the disk is full .*No space left on device"):
         next(generator)
     folder = tmp_path / "save_model/tiny"
     assert [path.name for path in folder.iterdir()] == [first.name]
-    assert checkpoint.complete(folder) == [first]
+    assert saving.candidates(Home(tmp_path, "tiny", "Llama", 7)) == [first]
 
 
 def test_the_callers_own_random_draws_between_epochs_change_nothing(tmp_path):
     plain, drawn = (TinyTask(make_rows(8), dropout=0.5) for _ in range(2))
     train(plain, tmp_path / "a")
-    for _ in drawn.run(tmp_path / "b"):
+    for _ in drawn.start(tmp_path / "b"):
         torch.rand(17)
     assert_equal_adapters(plain.adapter(), drawn.adapter())
 
@@ -388,7 +395,7 @@ def test_the_callers_own_random_draws_between_epochs_change_nothing(tmp_path):
 def test_every_loop_option_that_steers_learning_changes_the_result(tmp_path):
     base = TinyTask(make_rows(12))
     train(base, tmp_path / "base", num_epochs=2)
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"lr": 2e-2},
         {"weight_decay": 0.5},
         {"warmup_ratio": 0.5},
@@ -419,21 +426,25 @@ class Rollouts(TinyTask):
     """Two samples a row, two updates a draw, a companion directory, a sample text."""
 
     samples_per_row = 2
-    updates_per_step = 2
+    updates_per_draw = 2
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.companions = {"Critic": lambda folder: (folder / "head").write_text("1")}
+        self.companions = {"Critic": lambda folder: (folder / "head").touch()}
         self.events, self.drawn = [], []
 
-    def open(self, device):
+    def open(self, run):
+        super().open(run)
         self.events.append("open")
 
     def close(self):
         self.events.append("close")
 
+    def example(self, row, number):
+        return {**row, "number": number}
+
     def updates(self, drawn, step):
-        self.drawn.append((step, [[(r["row"], r["sample"]) for r in m.rows] for m in drawn]))
+        self.drawn.append((step, [[(r["row"], r["number"]) for r in m.items] for m in drawn]))
         yield Update(drawn, {"reward/mean": (6.0, 3)})
         yield Update(drawn)
 
@@ -452,7 +463,7 @@ def test_a_method_with_rollouts_gets_whole_groups_inner_updates_records_and_comp
         assert [len(piece) for piece in pieces] == [2, 2]
         rows = {row for piece in pieces for row, _ in piece}
         assert {pair for piece in pieces for pair in piece} == {
-            (row, sample) for row in rows for sample in (0, 1)
+            (row, number) for row in rows for number in (0, 1)
         }
     assert task.events == ["open", "close"]
     kept = sorted(path.name for path in (tmp_path / "save_model/tiny").iterdir())
@@ -462,7 +473,7 @@ def test_a_method_with_rollouts_gets_whole_groups_inner_updates_records_and_comp
 
 def test_a_method_is_closed_when_the_caller_breaks_out_and_when_it_fails(tmp_path):
     task = Rollouts(make_rows(6), batch_size=2)
-    for _ in task.run(tmp_path, num_epochs=3):
+    for _ in task.start(tmp_path, num_epochs=3):
         break
     assert task.events == ["open", "close"]
 
@@ -480,3 +491,38 @@ def test_a_step_that_cannot_hold_whole_groups_is_refused(tmp_path):
     task = Rollouts(make_rows(6), batch_size=3)
     with pytest.raises(ConfigError, match=r"3 completions .* cannot be cut into groups of 2"):
         train(task, tmp_path)
+
+
+def test_options_are_recorded_by_name_and_handed_to_the_method_as_they_were_given(
+    tmp_path, monkeypatch, tiny_model_path
+):
+    import threading
+
+    from four_trainers import make_trainer, write_data
+
+    from main.models.training_record import arguments_of
+
+    class Judge:
+        """Cannot be copied."""
+
+        def __init__(self):
+            self.lock = threading.Lock()
+            self.calls = 0
+
+        def __call__(self, prompts, **columns):
+            self.calls += 1
+            return [float(len(prompt[-1]["content"]) % 3) for prompt in prompts]
+
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path, train=2, dev=2)
+    for method in ("ppo", "grpo"):
+        judge = Judge()
+        trainer = make_trainer(method, tiny_model_path)
+        given = {"reward_func": [judge], "max_completion_length": 4, "num_epochs": 1}
+        if method == "grpo":
+            given["num_generations"] = 2
+        task = trainer.task(**given)
+        assert arguments_of(task.options)["reward_func"] == [Judge.__qualname__]
+        (result,) = trainer(**given)
+        assert judge.calls and given["reward_func"] == [judge], method
+        assert "reward/mean" in result.train

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import kill_at, launch
+from gradients import gradient
+from launchers import kill_at, launch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -44,9 +45,7 @@ def write_rows(path: Path, count: int) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def make_trainer(model: Path, **changes) -> Trainer:
@@ -102,13 +101,14 @@ def test_loss_and_gradients_equal_plain_transformers_one_row_at_a_time(tiny_mode
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
-    batch = trainer.collate([trainer.train_data[i] for i in range(11)])
-    trainer.loss(batch.tensors, batch.counts).loss.backward()
-    ours = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    task = trainer.task()
+    batch = task.collate([trainer.train_data[i] for i in range(11)])
+    task.loss(batch.tensors, batch.counts).loss.backward()
+    ours = {n: gradient(p).clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.model.zero_grad(set_to_none=True)
     loss = reference_loss(trainer.policy, tokenizer, dialogues_of("train.jsonl"))
     loss.backward()
-    found = trainer.loss(batch.tensors, batch.counts).loss.item()
+    found = task.loss(batch.tensors, batch.counts).loss.item()
     assert found == pytest.approx(loss.item(), rel=1e-5)
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
@@ -196,6 +196,7 @@ def test_resume_path_starts_from_the_adapters_weights_alone_and_trains_them(tiny
     assert all(not torch.equal(value, before[name]) for name, value in adapter(second).items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_killed_run_resumes_bit_equal(tiny_model_path, accumulation):
     """kill -9 in the middle of a run in another process, then resume in this one."""

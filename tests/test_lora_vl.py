@@ -2,22 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from gradients import gradient
 from PIL import Image
-from vision_support import FAMILIES, QWEN, question, saved, write_rows
+from vision_checkpoints import FAMILIES, QWEN, question, saved, write_rows
 
+from main.dialogue.template import ChatTemplate
 from main.errors import DataError
-from main.loaders.template import ChatTemplate
 from main.predictor.hf import Predictor
 from main.trainer.lora import Trainer
+from main.vision import VisionProcessor
 
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def answer(text: str) -> dict:
@@ -55,13 +54,14 @@ def make_trainer(vision_models, family: str, rows: list, **changes) -> Trainer:
 def reference_loss(trainer: Trainer, dialogues: list) -> torch.Tensor:
     """Plain transformers, one row at a time, with pixels straight from the processor."""
     total, count = torch.zeros(()), 0
+    template, vision = cast(ChatTemplate, trainer.template), cast(VisionProcessor, trainer.vision)
     for messages in dialogues:
-        encoded = trainer.template.encode(messages)
+        encoded = template.encode(messages)
         parts = [p for m in messages if isinstance(m["content"], list) for p in m["content"]]
         images = [picture_of(part["image"]) for part in parts if part["type"] == "image"]
-        pixels = trainer.vision.image_processor(images, return_tensors="pt") if images else {}
+        pixels = vision.image_processor(images, return_tensors="pt") if images else {}
         ids = torch.tensor([encoded.input_ids])
-        kinds = trainer.vision.token_types(ids) if images else {}
+        kinds = vision.token_types(ids) if images else {}
         logits = trainer.policy(input_ids=ids, **pixels, **kinds).logits[0, :-1].float()
         trained = torch.tensor(encoded.loss_mask)[1:]
         target = ids[0, 1:][trained]
@@ -84,17 +84,18 @@ def test_loss_and_gradients_equal_plain_transformers_one_row_at_a_time(
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
-    batch = trainer.collate([trainer.train_data[i] for i in range(4)])
-    trainer.loss(batch.tensors, batch.counts).loss.backward()
-    ours = {name: parameter.grad.clone() for name, parameter in trained.items()}
+    task = trainer.task()
+    batch = task.collate([trainer.train_data[i] for i in range(4)])
+    task.loss(batch.tensors, batch.counts).loss.backward()
+    ours = {name: gradient(parameter).clone() for name, parameter in trained.items()}
     trainer.model.zero_grad(set_to_none=True)
     loss = reference_loss(trainer, rows)
     loss.backward()
-    found = trainer.loss(batch.tensors, batch.counts).loss.item()
+    found = task.loss(batch.tensors, batch.counts).loss.item()
     assert found == pytest.approx(loss.item(), rel=1e-5)
-    scale = max(float(parameter.grad.abs().max()) for parameter in trained.values())
+    scale = max(float(gradient(parameter).abs().max()) for parameter in trained.values())
     for name, parameter in trained.items():
-        error = float((ours[name] - parameter.grad).abs().max())
+        error = float((ours[name] - gradient(parameter)).abs().max())
         assert error <= 1e-5 * scale, name
 
 
@@ -107,18 +108,20 @@ def test_a_video_is_trained_on_as_it_is_predicted_from(family, vision_models, tm
     row = trainer.train_data[0]
     (prompt, *_), _ = vision_models.predictor(family)._prepare(asked, None, 4, {})
     assert row["input_ids"][: len(prompt.prompt_ids)] == prompt.prompt_ids
-    batch = trainer.collate([row])
+    task = trainer.task()
+    batch = task.collate([row])
     ids = torch.tensor([prompt.prompt_ids])
-    made = trainer.vision.inputs([prompt.prompt_ids], [prompt.visuals], [""])
+    vision = cast(VisionProcessor, trainer.vision)
+    made = vision.inputs([prompt.prompt_ids], [prompt.visuals], [""])
     for name, tensor in made.items():
         assert torch.equal(batch.tensors[name], tensor)
     # positions that the model finds in training are those that the predictor passes
     place = trainer.causal_lm.base_model
     tensors = {k: v for k, v in batch.tensors.items() if "pixel" not in k and k != "loss_mask"}
     found, _ = place.get_rope_index(**tensors)
-    ours = trainer.vision.positions(trainer.causal_lm, ids, torch.ones_like(ids), prompt.visuals)
-    assert torch.equal(found[:, :, : ids.shape[1]], ours)
-    assert trainer.loss(batch.tensors, batch.counts).loss.isfinite()
+    ours = vision.positions(trainer.causal_lm, ids, torch.ones_like(ids), prompt.visuals)
+    assert ours is not None and torch.equal(found[:, :, : ids.shape[1]], ours)
+    assert task.loss(batch.tensors, batch.counts).loss.isfinite()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -138,9 +141,10 @@ def test_named_layers_of_the_tower_can_be_trained(vision_models, tmp_path):
     )
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert trained and all(".visual." in name for name in trained)
-    batch = trainer.collate([trainer.train_data[i] for i in range(4)])
-    trainer.loss(batch.tensors, batch.counts).loss.backward()
-    assert any(float(p.grad.abs().max()) > 0 for p in trained.values())
+    task = trainer.task()
+    batch = task.collate([trainer.train_data[i] for i in range(4)])
+    task.loss(batch.tensors, batch.counts).loss.backward()
+    assert any(float(gradient(p).abs().max()) > 0 for p in trained.values())
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
@@ -177,10 +181,10 @@ def test_an_image_that_changed_its_size_since_is_reported_with_its_row(vision_mo
     trainer = make_trainer(vision_models, "qwen2_5_vl", mixed_rows(tmp_path))
     saved(tmp_path / "images", "0.png", width=112, height=112)
     with pytest.raises(DataError, match=r"row 1: there are 6 image tokens for 16"):
-        trainer.collate([trainer.train_data[0]])
+        trainer.task().collate([trainer.train_data[0]])
     (tmp_path / "images" / "0.png").unlink()
     with pytest.raises(DataError, match=r"row 1: '.*images/0.png' does not exist"):
-        trainer.collate([trainer.train_data[0]])
+        trainer.task().collate([trainer.train_data[0]])
 
 
 def test_the_cache_holds_paths_and_no_pixels(vision_models, tmp_path):

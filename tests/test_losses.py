@@ -8,9 +8,11 @@ from math import exp, log
 
 import pytest
 import torch
+from gradients import gradient
 
-from main.trainer import losses
-from main.trainer.losses import PAIR_LOSSES
+from main.trainer.dpo import losses
+from main.trainer.dpo.losses import PAIR_LOSSES
+from main.trainer.dpo.scores import on_policy_weights, sums_of, under_divergence
 
 CHOSEN = torch.tensor([log(2), -1.0])
 REJECTED = torch.tensor([-log(2), 1.0])
@@ -94,7 +96,7 @@ def test_orpo_is_finite_at_both_ends(value):
     score = torch.tensor([value], requires_grad=True)
     loss = losses.orpo(score, torch.tensor([-1.0]), 1.0)
     loss.backward()
-    assert torch.isfinite(loss).all() and torch.isfinite(score.grad).all()
+    assert torch.isfinite(loss).all() and torch.isfinite(gradient(score)).all()
 
 
 def test_kto_has_the_values_worked_out_by_hand():
@@ -117,11 +119,41 @@ def test_the_loss_of_equal_scores_is_ln_2_for_the_logistic_losses():
 
 
 # DiscoPOP has a bump at a margin of 0 (blend' (1 - ln 2) / tau outweighs the slopes).
-@pytest.mark.parametrize("name", sorted(set(PAIR_LOSSES) - {"discopop"}))
+@pytest.mark.parametrize("name", sorted(set(PAIR_LOSSES) - {"discopop", "sft"}))
 def test_descent_widens_the_margin(name):
     chosen, rejected = (torch.tensor([-1.0], requires_grad=True) for _ in range(2))
     loss = PAIR_LOSSES[name]
     options = {"label_smoothing": 1e-3} if name == "exo_pair" else {}
     shift = 1.0 if loss.reference else 0.0  # scores of 0 under a reference
     loss.function(chosen + shift, rejected + shift, 0.1, **options).sum().backward()
-    assert (rejected.grad - chosen.grad).item() > 0
+    assert (gradient(rejected) - gradient(chosen)).item() > 0
+
+
+def test_divergences_of_a_ratio_worked_out_by_hand():
+    """t = 2: 1 - 1/2; log(4/3); with alpha 3 (t^2 - 1) / 2; with alpha 1 log t, as reverse KL."""
+    ratio = torch.tensor([log(2)])
+    found = [under_divergence(ratio, "forward_kl", 0.5),
+             under_divergence(ratio, "js_divergence", 0.5),
+             under_divergence(ratio, "alpha_divergence", 3.0),
+             under_divergence(ratio, "alpha_divergence", 1.0),
+             under_divergence(ratio, "reverse_kl", 0.5)]  # fmt: skip
+    expected = [0.5, log(4 / 3), 1.5, log(2), log(2)]
+    assert torch.cat(found).tolist() == pytest.approx(expected)
+    far = torch.tensor([-500.0, 500.0])
+    assert under_divergence(far, "forward_kl", 0.5).isfinite().all()
+    assert under_divergence(far, "alpha_divergence", 3.0).isfinite().all()
+
+
+def test_what_an_answer_says_longer_than_the_other_counts_less():
+    """Answers of 3 and 1 tokens, then 1 and 2: of the longer ones a half beyond the shorter."""
+    logprobs = torch.tensor([-1.0, -2.0, -4.0, -1.0, -3.0, -5.0, -7.0])
+    assert sums_of(logprobs, [3, 1, 1, 2]).tolist() == [-7.0, -1.0, -3.0, -12.0]
+    assert sums_of(logprobs, [3, 1, 1, 2], 0.5).tolist() == [-4.0, -1.0, -3.0, -8.5]
+
+
+def test_a_pair_that_the_policy_would_write_weighs_more():
+    """p = 1/2 among two equal choices: log 1/2 - log(1/4 + 1/4) = 0, weight 1; p = 1/4 beside 3/4:
+    log 1/4 - log(10/16) = log 0.4 in each of two tokens of one answer."""
+    logprobs = torch.tensor([0.5, 0.25, 0.25]).log()
+    squares = torch.tensor([0.5, 0.625, 0.625]).log()
+    assert on_policy_weights(logprobs, squares, [1, 2]).tolist() == [pytest.approx(0.4)]

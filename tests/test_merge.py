@@ -2,23 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import Linear
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from main.errors import ConfigError, MissingFileError, ModelError
 from main.models import LoraOptions, add_adapter, load_adapter, load_model, save_adapter
+from main.models.combine import combine_adapters
 from main.predictor.hf import Predictor
-from main.utils import merge_model as module
-from main.utils.combine import combine_adapters
 from main.utils.merge_model import main, merge_model
 
 VOCABULARY = 320
 IDS = torch.arange(1, 13).reshape(2, 6)
-LORA = {"lora_r": 4, "lora_alpha": 8}
+LORA: dict[str, Any] = {"lora_r": 4, "lora_alpha": 8}
 VARIANTS = {
     "plain": LoraOptions(**LORA),
     "dora": LoraOptions(**LORA, use_dora=True),
@@ -58,7 +59,8 @@ def base(tmp_path, tokenizer):
             tie_word_embeddings=tied,
             eos_token_id=0,
         )
-        LlamaForCausalLM(config).to(dtype).save_pretrained(tmp_path / "base")
+        model: Any = LlamaForCausalLM(config)
+        model.to(dtype).save_pretrained(tmp_path / "base")
         tokenizer.save_pretrained(tmp_path / "base")
         return tmp_path / "base"
 
@@ -265,7 +267,7 @@ def test_a_difference_beyond_the_tolerance_leaves_nothing(tmp_path, base):
 def test_a_merge_that_loses_the_adapter_is_refused(tmp_path, base, monkeypatch):
     folder = base()
     train(load_model(folder), VARIANTS["plain"], tmp_path / "adapter")
-    monkeypatch.setattr(module, "merge_adapter", lambda adapted: adapted.unload())
+    monkeypatch.setattr(Linear, "merge", lambda self, **_: None)
     with pytest.raises(ModelError, match="merging in float32 changed a logit"):
         merge_model(folder, tmp_path / "adapter", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -316,7 +318,7 @@ QUANTIZED = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
 def test_a_quantised_base_is_dequantised_before_merging(tmp_path, base, bits):
     pytest.importorskip("bitsandbytes", reason="the qlora extra is optional")
     folder = base()
-    model = train(
+    model: Any = train(
         load_model(folder, quantization=bits, device="cpu"), VARIANTS["plain"], tmp_path / "adapter"
     )
     assert (
@@ -360,3 +362,16 @@ def test_the_real_model_answers_alike_adapted_and_merged(tmp_path, small_model_p
     adapted = Predictor(small_model_path, peft_path=tmp_path / "adapter")
     expected = adapted(queries, max_new_tokens=24)
     assert Predictor(tmp_path / "merged")(queries, max_new_tokens=24) == expected
+
+
+def test_a_greedy_generation_configuration_with_a_temperature_is_mended_and_told(
+    tmp_path, base, caplog
+):
+    folder = base()
+    settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    train(load_model(folder), VARIANTS["plain"], tmp_path / "adapter")
+    merge_model(folder, tmp_path / "adapter", tmp_path / "merged")
+    written = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert written.get("temperature") in (None, 1.0)
+    assert "without effect: temperature, top_p" in caplog.text

@@ -1,9 +1,11 @@
 """A merged folder in real servers: the answer of the adapter, whoever gives it."""
 
+from typing import Any
+
 import pytest
 import requests
+from vllm_models import ENGINE, make_adapter, save_tiny
 from vllm_server import TINY, served
-from vllm_support import ENGINE, make_adapter, save_tiny
 
 from main.models import load_tokenizer
 from main.predictor.hf import Predictor as HFPredictor
@@ -54,7 +56,7 @@ def test_the_merged_folder_in_a_server(folders, expected, script, tmp_path):
     merged = folders[-1]
     with served([script, *COMMANDS[script], merged, *TINY], tmp_path / "log") as address:
         for query, answer in zip(QUERIES, expected, strict=True):
-            request = {
+            request: dict[str, Any] = {
                 "model": str(merged),
                 "messages": [{"role": "user", "content": query}],
                 "max_tokens": TOKENS,

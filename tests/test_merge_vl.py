@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from vision_support import picture, question
+from vision_checkpoints import picture, question
 
 from main.models import LoraOptions, add_adapter, load_model, save_adapter
 from main.predictor.hf import Predictor

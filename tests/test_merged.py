@@ -5,10 +5,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
-from vllm_support import save_tiny, scatter
+from vllm_models import save_tiny, scatter
 
+from main.errors import ModelError
 from main.models import LoraOptions, add_adapter, load_model
-from main.trainer.merged import can_be_merged, merged_size, merged_weights, save_merged
+from main.models.merging import is_a_change_of_weights, merged_weights
+from main.trainer.rollout.merged import merged_size, save_merged
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def test_the_checkpoint_holds_the_adapted_weights_alone(base, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_only_plain_weights_of_their_own_can_be_merged(base):
+def test_only_plain_weights_of_their_own_is_a_change_of_weights(base):
     def llama():
         return LlamaForCausalLM.from_pretrained(base)
 
@@ -53,8 +55,11 @@ def test_only_plain_weights_of_their_own_can_be_merged(base):
         return model
 
     head = LoraOptions(target_modules=["q_proj", "lm_head"])
-    assert can_be_merged(add_adapter(llama(), head))
-    assert can_be_merged(add_adapter(tied(), LoraOptions()))
-    assert not can_be_merged(add_adapter(tied(), head))
+    assert is_a_change_of_weights(add_adapter(llama(), head))
+    assert is_a_change_of_weights(add_adapter(tied(), LoraOptions()))
+    assert not is_a_change_of_weights(add_adapter(tied(), head))
+    biased = LoraConfig(r=2, lora_bias=True, target_modules=["q_proj"])
+    with pytest.raises(ModelError, match="no change of its base's weights alone"):
+        next(merged_weights(get_peft_model(llama(), biased)))
     packed = load_model(base, quantization="4bit", device="cpu")
-    assert not can_be_merged(add_adapter(packed, LoraOptions()))
+    assert not is_a_change_of_weights(add_adapter(packed, LoraOptions()))

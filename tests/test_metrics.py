@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import warnings
 
 import pytest
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
@@ -138,6 +137,16 @@ def test_means_go_over_the_whole_corpus_and_count_empty_outputs(tokenizer):
         assert means[name] == pytest.approx(sum(row[name] for row in rows) / 3, rel=1e-12)
 
 
+@pytest.mark.parametrize("standard", [False, True])
+def test_a_failed_row_counts_as_an_empty_answer_and_is_told(tokenizer, standard, caplog):
+    rows, texts = ["I love this cat."] * 10, ["I love this cat.", *[None] * 9]
+    empty = ["I love this cat.", *[""] * 9]
+    scores = evaluate_generation(tokenizer, rows, texts, standard=standard, show=False)
+    assert scores == evaluate_generation(tokenizer, rows, empty, standard=standard, show=False)
+    assert scores["ROUGE-1"] == pytest.approx(0.1)
+    assert "9 of 10 rows have no generated text (None)" in caplog.text
+
+
 @pytest.mark.parametrize("generated", ["", "  \n"])
 def test_empty_text_against_text_scores_zero_and_ter_one(tokenizer, generated):
     scores = evaluate_all_metrics(tokenizer, "I love this cat.", generated)
@@ -172,13 +181,11 @@ def test_chinese_rouge_counts_jieba_words_with_intensive(tokenizer):
     assert scores["TER"] == 2 / 5
 
 
-def test_chinese_without_intensive_warns_that_rouge_is_blind(tokenizer):
-    with pytest.warns(UserWarning, match="Pass intensive=True"):
-        scores = evaluate_all_metrics(tokenizer, "我爱北京。", "我爱北京。")
-    assert scores["ROUGE-1"] == 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        evaluate_all_metrics(tokenizer, "I love this cat 猫.", GENERATED)
+def test_chinese_rouge_counts_characters_without_intensive(tokenizer):
+    # 我 爱 北 京 against 我 爱 上 海: 2 of 4 characters, 1 of 3 pairs.
+    scores = evaluate_all_metrics(tokenizer, "我爱北京。", "我爱上海。")
+    assert scores["ROUGE-1"] == pytest.approx(1 / 2, rel=1e-12)
+    assert scores["ROUGE-2"] == pytest.approx(1 / 3, rel=1e-12)
 
 
 def test_counts_that_differ_are_an_error_with_both_counts(tokenizer):
@@ -194,10 +201,12 @@ def test_bare_string_for_a_corpus_is_refused(tokenizer):
 
 
 def test_wrong_types_are_refused_with_their_place(tokenizer):
-    with pytest.raises(DataError, match=r"generated\[1\] is None, .*NoneType; write ''"):
-        evaluate_generation(tokenizer, ["a", "b"], ["a", None])
+    with pytest.raises(DataError, match=r"generated\[1\] is 3, and must be a str, not int"):
+        evaluate_generation(tokenizer, ["a", "b"], ["a", 3])  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"references\[0\] is None, and must be a str"):
+        evaluate_generation(tokenizer, [None], ["a"])  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"references\[0\]\[1\] is 3, and must be a str, not int"):
-        evaluate_generation(tokenizer, [["a", 3]], ["a"])
+        evaluate_generation(tokenizer, [["a", 3]], ["a"])  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"references\[0\] is an empty list"):
         evaluate_all_metrics(tokenizer, [], "a")
     with pytest.raises(DataError, match="nothing to evaluate"):

@@ -5,8 +5,12 @@ import time
 from functools import cache
 
 import pytest
+import slow_edit_distance as slow
 from sacrebleu.metrics.lib_ter import translation_edit_rate
 
+from main.evaluation import many
+from main.evaluation.blocks import MAX_CELLS
+from main.evaluation.columns import Target, last_cell, least_sums
 from main.evaluation.edit_distance import edit_distance, shift_edit_distance
 
 
@@ -107,6 +111,131 @@ def test_search_finds_nearly_what_sacrebleu_finds_on_short_texts():
     ours = sum(shift_edit_distance(*pair).total for pair in pairs)
     theirs = sum(translation_edit_rate(list(s), list(t))[0] for s, t in pairs)
     assert ours == pytest.approx(theirs, rel=0.02)
+
+
+TEXT = (
+    "the reference of a LoRA policy is the base model with its adapter disabled so that the same "
+    "log probabilities come out of it as from the model that was trained"
+)
+WORDS = TEXT.split()
+
+
+def moved_words(rng: random.Random, count: int) -> tuple[str, str]:
+    """A text, and one of which words were moved and replaced."""
+    source = rng.choices(WORDS, k=count)
+    target = list(source)
+    for _ in range(rng.randint(0, 1 + count // 4)):
+        start, length = rng.randrange(len(target)), rng.randint(1, 4)
+        block = target[start : start + length]
+        del target[start : start + length]
+        place = rng.randint(0, len(target))
+        target[place:place] = block
+    for _ in range(rng.randint(0, count // 4)):
+        target[rng.randrange(len(target))] = rng.choice(WORDS)
+    return " ".join(source), " ".join(target)
+
+
+def test_shifts_and_edits_are_those_of_the_plain_search_on_a_thousand_pairs():
+    rng = random.Random(5)
+    pairs = random_pairs(400, seed=6)
+    pairs += [moved_words(rng, rng.randint(1, 8)) for _ in range(400)]
+    repetitive = ["".join(rng.choices("ab", k=rng.randint(0, 40))) for _ in range(400)]
+    pairs += list(zip(repetitive[::2], repetitive[1::2], strict=True))
+    assert len(pairs) == 1000
+    for pair in pairs:
+        assert shift_edit_distance(*pair) == tuple(slow.shift_edit_distance(*pair)), pair
+
+
+@pytest.mark.slow
+def test_shifts_and_edits_are_those_of_the_plain_search_where_its_bounds_bind():
+    rng = random.Random(7)
+    pairs = [moved_words(rng, 100), (moved_words(rng, 60)[0], moved_words(rng, 60)[1])]
+    pairs += [("ab" * 150, "ba" * 100 + "c" * 40)]
+    results = [slow.shift_edit_distance(*pair) for pair in pairs]
+    assert [shift_edit_distance(*pair) for pair in pairs] == [tuple(result) for result in results]
+    assert [result.shifts > 10 for result in results] == [True, True, False]
+
+
+@pytest.mark.slow
+def test_blocks_move_no_further_than_the_plain_search_lets_them(monkeypatch):
+    rng = random.Random(8)
+    monkeypatch.setattr("main.evaluation.blocks.MAX_CELLS", 2000)
+    monkeypatch.setattr(slow, "MAX_CELLS", 2000)
+    for _ in range(20):
+        pair = moved_words(rng, 25)
+        near = shift_edit_distance(*pair)
+        assert near == tuple(slow.shift_edit_distance(*pair))
+
+
+def test_a_distance_in_two_parts_is_that_of_the_whole():
+    rng = random.Random(9)
+    for size in (1, 7, 8, 9, 70):
+        source, goal = ("".join(rng.choices("abc", k=k)) for k in (50, size))
+        there, back = Target(goal), Target(goal[::-1])
+        heads = [there.after(there.first_column(), source[:cut]) for cut in range(51)]
+        tails = [back.after(back.first_column(), source[cut:][::-1]) for cut in range(51)]
+        assert least_sums(heads, tails, 50, size) == [levenshtein(source, goal)] * 51
+        assert last_cell(50, heads[-1]) == levenshtein(source, goal)
+
+
+def test_a_hundred_words_take_a_fraction_of_the_plain_search():
+    pair = moved_words(random.Random(10), 100)
+    started = time.process_time()
+    slow.shift_edit_distance(*pair)
+    plain = time.process_time() - started
+    started = time.process_time()
+    shift_edit_distance(*pair)
+    assert time.process_time() - started < plain / 3
+
+
+@pytest.mark.parametrize("text", ["a", "ab", "the reference of a LoRA policy "])
+def test_texts_of_thousands_of_repeated_symbols_end_in_seconds(text):
+    source = (text * 3000)[:3000]
+    started = time.process_time()
+    shift_edit_distance(source, source[1000:] + "x" * 500)
+    assert time.process_time() - started < 30  # about two on an idle core
+    assert MAX_CELLS == 4_000_000
+
+
+def test_other_processors_help_with_many_pairs_and_give_the_same(monkeypatch):
+    rng = random.Random(11)
+    pairs = [moved_words(rng, 8) for _ in range(40)]
+    expected = [shift_edit_distance(*pair).total for pair in pairs]
+    asked = []
+    monkeypatch.setattr(many, "ALONE", 0.0)
+    monkeypatch.setattr(many, "_processors", lambda: asked.append(1) or 2)
+    assert list(many.shift_edits(pairs)) == expected
+    assert asked == [1]
+    assert list(many.shift_edits([])) == []
+
+
+def test_a_bar_is_shown_in_a_terminal_where_scoring_takes_long(monkeypatch, capsys):
+    pairs = [("ab", "ba")] * 5
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    list(many.shift_edits(pairs))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(many, "SHOWN_AFTER", 0.0)
+    list(many.shift_edits(pairs))
+    assert "scores" in capsys.readouterr().err
+
+
+def test_processes_that_die_leave_no_pair_undone(monkeypatch):
+    class Broken:
+        def __init__(self, *_):
+            pass
+
+        def map(self, work, pairs, chunksize):
+            yield work(pairs[0])
+            raise many.BrokenProcessPool("killed")
+
+        def shutdown(self, cancel_futures):
+            pass
+
+    pairs = [moved_words(random.Random(seed), 6) for seed in range(5)]
+    monkeypatch.setattr(many, "ALONE", 0.0)
+    monkeypatch.setattr(many, "_processors", lambda: 2)
+    monkeypatch.setattr(many, "ProcessPoolExecutor", Broken)
+    assert list(many.shift_edits(pairs)) == [shift_edit_distance(*pair).total for pair in pairs]
 
 
 def test_long_shuffled_texts_stay_fast():

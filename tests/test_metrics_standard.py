@@ -95,7 +95,7 @@ def test_rouge_tokens_equal_rouge_score_on_ascii_and_keep_other_scripts():
 
 def test_meteor_equals_nltk_on_words():
     english = scored(ROWS[1:2], TEXTS[1:2])["METEOR"]
-    goals = [ROWS[1].split()]
+    goals = [str(ROWS[1]).split()]
     assert english == meteor_score(goals, TEXTS[1].split(), wordnet=NoSynonyms())
     chinese = scored(CHINESE[:1], ANSWERS[:1])["METEOR"]
     goals = [jieba.lcut(CHINESE[0])]

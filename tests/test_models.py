@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,15 +21,21 @@ from transformers import (
     Qwen3Config,
 )
 
+from main.dialogue.ends import stop_token_ids
 from main.errors import ConfigError, MissingExtraError, MissingFileError, ModelError
-from main.models import context_length, family, load_model, load_tokenizer, stop_token_ids
+from main.models import context_length, family, load_model, load_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
 
 def tiny_llama(folder: Path, **options) -> Path:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+    }
     config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
     LlamaForCausalLM(config).to(options.get("dtype", torch.float32)).save_pretrained(folder)
     return folder
@@ -143,7 +150,7 @@ def test_four_bit_without_bitsandbytes_names_what_to_install(tmp_path, monkeypat
 
 def test_an_unknown_quantization_lists_the_known_ones(tmp_path):
     with pytest.raises(ConfigError, match="must be '4bit', '8bit' or None"):
-        load_model(tiny_llama(tmp_path), quantization="int3")
+        load_model(tiny_llama(tmp_path), quantization="int3")  # type: ignore[arg-type]
 
 
 def test_a_four_bit_model_answers_almost_like_the_full_one(tmp_path):

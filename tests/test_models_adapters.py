@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from main.errors import ConfigError, MissingFileError, ModelError
 from main.models import LoraOptions, add_adapter, load_adapter, load_model, save_adapter
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -26,7 +27,8 @@ IDS = torch.arange(1, 13).reshape(2, 6)
 def tiny(tied: bool = False, dtype: torch.dtype = torch.float32, **sizes) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(**(SIZES | sizes), tie_word_embeddings=tied)
-    return LlamaForCausalLM(config).to(dtype).eval()
+    model: Any = LlamaForCausalLM(config)  # transformers wraps .to(), which loses its type
+    return model.to(dtype).eval()
 
 
 def trained(options: LoraOptions, **base) -> PeftModel:
@@ -263,7 +265,7 @@ def test_a_gathered_state_dict_is_saved_and_a_broken_one_refused(tmp_path):
 
 def test_a_wrapped_model_is_saved_under_the_plain_names(tmp_path: Path):
     model = trained(VARIANTS["plain"])
-    save_adapter(torch.nn.DataParallel(model), tmp_path)
+    save_adapter(torch.nn.DataParallel(model), tmp_path)  # type: ignore[arg-type]
     assert all(
         k.startswith("base_model.") for k in load_file(tmp_path / "adapter_model.safetensors")
     )

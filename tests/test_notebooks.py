@@ -17,7 +17,7 @@ def texts(cell: nbformat.NotebookNode) -> list[str]:
     return [out.text if "text" in out else out.data["text/plain"] for out in cell.outputs]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_shows_what_it_prints(path, small_model_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

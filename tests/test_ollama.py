@@ -1,6 +1,7 @@
 """GGUF by llama.cpp's converter, and the Modelfile that says the chat template again."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trl
@@ -11,7 +12,7 @@ from main.utils.merge_model import merge_model
 from main.utils.ollama import find_converter, ollama_template, template_pieces, write
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-DIALOGUE = [
+DIALOGUE: list[Any] = [
     {"role": "user", "content": "你好"},
     {"role": "assistant", "content": "Hello.\nYes?"},
     {"role": "user", "content": "Bye"},

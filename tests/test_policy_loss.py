@@ -4,14 +4,21 @@ import math
 
 import pytest
 import torch
+from gradients import gradient
 
-from main.trainer.policy_loss import (
-    add_up,
+from main.errors import ConfigError
+from main.options import parse
+from main.trainer.online.off_policy import near_policy, sampling_correction
+from main.trainer.online.policy_loss import (
+    POLICY_LOSSES,
+    PolicyLoss,
+    Surrogate,
+    Tokens,
     cispo_surrogate,
     clipped_surrogate,
     importance_ratio,
-    sampling_correction,
     sapo_surrogate,
+    token_mean,
     vespo_surrogate,
 )
 
@@ -37,7 +44,7 @@ def test_the_upper_bound_may_be_wider_than_the_lower_one():
 def test_a_clipped_token_has_no_gradient():
     ratio = torch.tensor([[1.5, 1.1]], requires_grad=True)
     clipped_surrogate(ratio, torch.ones(1, 1), 0.2).losses.sum().backward()
-    assert ratio.grad.tolist() == [[0.0, -1.0]]
+    assert gradient(ratio).tolist() == [[0.0, -1.0]]
 
 
 def test_the_token_ratio_is_one_by_one_and_the_sequence_ratio_their_geometric_mean():
@@ -59,7 +66,15 @@ def test_cispo_bounds_the_weight_and_keeps_the_gradient():
     torch.testing.assert_close(losses.detach(), torch.tensor([[1.0, 20.0]]))
     assert clipped.tolist() == [[False, True]]
     losses.sum().backward()
-    assert logprobs.grad.tolist() == [[-1.0, -10.0]]
+    assert gradient(logprobs).tolist() == [[-1.0, -10.0]]
+
+
+def test_cispo_counts_a_bounded_weight_as_clipped_where_the_advantage_is_positive():
+    """As TRL counts `cispo_clip_ratio`."""
+    ratio, advantages = torch.full((3, 1), 9.0), torch.tensor([[2.0], [-2.0], [0.0]])
+    losses, clipped = cispo_surrogate(torch.full((3, 1), -1.0), ratio, advantages, 5.0)
+    assert clipped.tolist() == [[True], [False], [False]]
+    assert losses.tolist() == [[10.0], [-10.0], [0.0]]  # -5 * A * -1: all three are bounded
 
 
 def test_sapo_is_a_gate_with_slope_one_at_ratio_one():
@@ -102,23 +117,24 @@ def test_vespo_weighs_one_at_the_old_policy_and_less_away_from_it():
 )
 def test_tokens_are_added_up_as_the_variant_says(loss_type, total, unit, count):
     losses = torch.tensor([[1.0, 2.0, 3.0], [6.0, math.nan, math.inf]])
-    result = add_up(losses, MASK, loss_type, max_completion_length=10)
+    result = POLICY_LOSSES[loss_type].add_up(losses, MASK, 10)
     assert float(result.total) == pytest.approx(total)
     assert (result.unit, result.number) == (unit, count)
 
 
 def test_one_loss_a_sequence_counts_for_each_of_its_tokens():
     losses = torch.tensor([[2.0], [6.0]])
-    assert float(add_up(losses, MASK, "gspo", 10).total) == 2 + 6
-    assert float(add_up(losses, MASK, "luspo", 10).total) == 3 * 2 + 6
+    assert float(POLICY_LOSSES["gspo"].add_up(losses, MASK, 10).total) == 2 + 6
+    assert float(POLICY_LOSSES["luspo"].add_up(losses, MASK, 10).total) == 3 * 2 + 6
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo", "luspo"])
 def test_a_completion_that_is_masked_whole_adds_nothing_and_no_nan(loss_type):
     losses = torch.ones(2, 3, requires_grad=True)
-    total = add_up(losses, torch.zeros(2, 3, dtype=torch.bool), loss_type, 10).total
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    total = POLICY_LOSSES[loss_type].add_up(losses, nothing, 10).total
     total.backward()
-    assert float(total.detach()) == 0.0 and losses.grad.eq(0).all()
+    assert float(total.detach()) == 0.0 and gradient(losses).eq(0).all()
 
 
 def test_the_correction_is_the_ratio_of_trainer_to_sampler_up_to_the_cap():
@@ -143,8 +159,64 @@ def test_at_the_old_policy_every_surrogate_has_the_plain_policy_gradient():
             "sapo": lambda lp, r: sapo_surrogate(r, advantages, 1.0, 1.0),
             "vespo": lambda lp, r: vespo_surrogate(lp, values, advantages, MASK),
         }[name](logprobs, ratio).losses
-        add_up(losses, MASK, "dapo", 3).total.backward()
-        gradients.append(logprobs.grad)
+        POLICY_LOSSES["dapo"].add_up(losses, MASK, 3).total.backward()
+        gradients.append(gradient(logprobs))
     expected = -advantages * MASK
-    for gradient in gradients:
-        torch.testing.assert_close(gradient, expected)
+    for found in gradients:
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_variant_is_a_line_of_the_table(monkeypatch):
+    """Its name, its options and what is refused of them follow from that line alone."""
+    from main.trainer.grpo.options import GRPOOptions
+
+    def plain(tokens: Tokens, epsilon_high: float) -> Surrogate:
+        return Surrogate(-tokens.ratio * tokens.advantages * epsilon_high, tokens.mask)
+
+    loss = PolicyLoss(plain, token_mean, ("epsilon_high",), {"epsilon_high": 3.0}, scale="none")
+    monkeypatch.setitem(POLICY_LOSSES, "plain", loss)
+    given = {"reward_func": len, "loss_type": "plain"}
+    options = parse(GRPOOptions, given, "the call")
+    assert options.scale == "none"
+    with pytest.raises(ConfigError, match=r"epsilon=0\.5 changes nothing with loss_type='plain'"):
+        parse(GRPOOptions, {**given, "epsilon": 0.5}, "the call")
+    ones = torch.ones(2, 3)
+    tokens = Tokens(ones, ones, ones, MASK, ones * 2, correction=ones * 0.5)
+    assert loss.of(tokens, vars(options)).losses.tolist() == [[-3.0] * 3] * 2  # -2 * 1 * 3 * 0.5
+
+
+def test_a_ratio_beyond_delta_is_no_longer_pulled_back():
+    """A = -1: losses are the ratio itself above 1 - epsilon, and at most delta."""
+    ratio = torch.tensor([[0.5, 1.5, 3.0, 9.0]], requires_grad=True)
+    found = clipped_surrogate(ratio, torch.full((1, 1), -1.0), 0.2, delta=4.0)
+    assert found.losses.tolist() == [[pytest.approx(0.8), 1.5, 3.0, 4.0]]
+    found.losses.sum().backward()
+    assert gradient(ratio).tolist() == [[0.0, 1.0, 1.0, 0.0]]
+    assert found.clipped.tolist() == [[True, False, False, True]]
+
+
+def test_corrections_beyond_the_bounds_are_cut_or_dropped_by_token_or_by_sequence():
+    # Ratios 2, 1/4, 1 and, unknown, 1: together 1/2.
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    sampling = torch.zeros(1, 4)
+    old = torch.tensor([[2.0, 0.25, 1.0, 1.0]]).log()
+    sampling[0, 3] = torch.nan
+
+    def found(mode, floor, cap):
+        return sampling_correction(old, sampling, mask, cap, floor, mode).tolist()[0]
+
+    assert found("token_truncate", 0.5, 1.5) == pytest.approx([1.5, 0.5, 1.0, 1.0])
+    assert found("token_mask", 0.5, 1.5) == pytest.approx([0.0, 0.0, 1.0, 1.0])
+    assert found("token_mask", None, 2.5) == pytest.approx([2.0, 0.25, 1.0, 1.0])
+    assert found("sequence_truncate", 0.75, 1.5) == pytest.approx([0.75])
+    assert found("sequence_mask", None, 1.5) == pytest.approx([0.5])
+    assert found("sequence_mask", 0.75, 1.5) == [0.0]
+
+
+def test_sequences_of_another_policy_are_left_out_where_they_are_to_become_less_likely():
+    """Mean distances over the two tokens that count: 0.3 and 0.3, 0.1, and 0 where unknown."""
+    mask = torch.tensor([[True, True, False]] * 4)
+    sampling = torch.tensor([[0.6, 0.0, 9.0], [0.6, 0.0, 9.0], [0.1, 0.1, 9.0], [torch.nan] * 3])
+    advantages = torch.tensor([[1.0], [-1.0], [-1.0], [-1.0]])
+    kept = near_policy(torch.zeros(4, 3), sampling, advantages, mask, threshold=0.2)
+    assert kept.tolist() == [[True], [False], [True], [True]]

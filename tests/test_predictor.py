@@ -3,6 +3,7 @@
 import gc
 import json
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_rows_that_finish_early_change_nothing_for_the_others(tiny):
 def test_a_sliding_window_model_batches_like_its_rows(tmp_path, small_model_path):
     tokenizer = load_tokenizer(small_model_path)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     config = MistralConfig(
         vocab_size=len(tokenizer),
         **sizes,
@@ -316,7 +317,8 @@ def out_of_memory_above(model, monkeypatch, most_rows, at_step=0):
         return forward(*args, input_ids=input_ids, **kwargs)
 
     # the real signature, which decides whether logits_to_keep is passed
-    limited.__signature__ = decoding.inspect.signature(forward)
+    signature = decoding.inspect.signature(forward)
+    limited.__signature__ = signature  # type: ignore[attr-defined]
     monkeypatch.setattr(model, "forward", limited)
     return sizes
 
@@ -419,3 +421,11 @@ def test_the_head_is_given_states_of_their_own(tiny):
     assert any(states.shape[0] == 2 for states in found)
     assert all(states.is_contiguous() for states in found)
     assert not head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_an_error_and_no_empty_answer(tiny_model_path, broken):
+    predictor = Predictor(tiny_model_path)
+    predictor.model.model.layers[1].mlp.down_proj.weight.data[0, 0] = broken
+    with pytest.raises(GenerationError, match=r"logits are not finite .* token 0 of request 0"):
+        predictor("Hello", max_new_tokens=3)

@@ -9,21 +9,22 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from conftest import ROOT
-from vllm_support import ENGINE, make_adapter, save_tiny
+from vllm_models import ENGINE, adapters_of, make_adapter, save_tiny
 
 from main.errors import ConfigError, GenerationError, MissingExtraError, ModelError
 from main.models import load_tokenizer
-from main.predictor.engine import Request, own_device
 from main.predictor.hf import Predictor as HFPredictor
-from main.predictor.lora import Adapters, room_for
-from main.predictor.params import sampling_params, take
 from main.predictor.sampling import GenerationOptions
 from main.predictor.vllm import CallOptions, Predictor
+from main.predictor.vllm_adapters import room_for
+from main.predictor.vllm_engine import Request, own_device
+from main.predictor.vllm_params import sampling_params, take
 
 QUERIES = ["Hi", "What is the capital of France?", "写一个关于猫的句子。", "List three colours."]
 TIE = 2e-3  # difference of two logits that rounding may turn round
@@ -37,7 +38,7 @@ def hf(small_model_path):
 @pytest.fixture(scope="module")
 def pred(small_model_path):
     """The one engine of these tests; adapters up to rank 8 may be named in a call."""
-    options = {**ENGINE, "kv_cache_memory_bytes": 2**30, "max_model_len": 2048}
+    options: dict[str, Any] = {**ENGINE, "kv_cache_memory_bytes": 2**30, "max_model_len": 2048}
     with Predictor(
         small_model_path, dtype="float32", enable_lora=True, max_lora_rank=8, **options
     ) as predictor:
@@ -83,10 +84,10 @@ def test_kinds_of_structure_exclude_each_other():
 def test_an_adapter_needs_an_engine_with_room_for_it(tmp_path, tiny_model_path):
     adapter = make_adapter(tiny_model_path, tmp_path, 1, lora_r=12)
     assert [room_for(rank) for rank in (1, 8, 9, 12, 33)] == [8, 8, 16, 16, 64]
-    without = Adapters(None, None, None, {}, None)
+    without = adapters_of({})
     with pytest.raises(ConfigError, match="started without adapters"):
         without.voice(adapter)
-    small = Adapters(None, None, None, {"enable_lora": True, "max_lora_rank": 8}, None)
+    small = adapters_of({"enable_lora": True, "max_lora_rank": 8})
     with pytest.raises(ConfigError, match=r"rank 12.*room for 8.*max_lora_rank=16"):
         small.voice(adapter)
 
@@ -100,7 +101,7 @@ def test_an_adapter_that_vllm_does_not_compute_is_refused(
 ):
     adapter = make_adapter(tiny_model_path, tmp_path, 1, **options)
     with pytest.raises(ModelError, match=rf"{message}.*Merge it"):
-        Adapters(None, None, None, {"enable_lora": True}, None).voice(adapter)
+        adapters_of({"enable_lora": True}).voice(adapter)
 
 
 def test_an_engine_runs_on_the_device_of_its_rank():

@@ -3,13 +3,13 @@
 from importlib.util import find_spec
 
 import pytest
-from vision_support import build, picture, question
-from vllm_support import ENGINE, make_adapter
+from vision_checkpoints import build, picture, question
+from vllm_models import ENGINE, make_adapter
 
 from main.errors import ConfigError, ModelError
 from main.predictor.hf import Predictor as HFPredictor
-from main.predictor.pixels import image_input
 from main.predictor.vllm import Predictor
+from main.predictor.vllm_pixels import image_input
 from main.vision import Visual
 
 TOKENS = 8
@@ -57,7 +57,7 @@ def test_greedy_tokens_of_pictures_are_those_of_transformers(name, tmp_path, mon
 
 @pytest.mark.vllm
 def test_without_torchvision_a_model_that_reads_images_is_refused(vision_models, monkeypatch):
-    monkeypatch.setattr("main.predictor.pixels.find_spec", lambda name: None)
+    monkeypatch.setattr("main.predictor.vllm_pixels.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"without torchvision.*Use main\.predictor\.hf"):
         Predictor(vision_models.path("qwen2_5_vl"))
 
@@ -66,4 +66,4 @@ def test_without_torchvision_a_model_that_reads_images_is_refused(vision_models,
 def test_a_video_is_refused_by_name():
     video = Visual("video", ("a.png", "b.png"))
     with pytest.raises(ConfigError, match=r"images, not videos \(video of 2 frames\)"):
-        image_input([1, 2], [video], None, None)
+        image_input([1, 2], [video], None, None)  # type: ignore[arg-type]

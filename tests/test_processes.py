@@ -1,61 +1,36 @@
 """Two processes do what one does: the same loss, records, adapter and evaluation."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import four
+import four_trainers
 import pytest
-import torch
-from launch import ROOT, launch
-from safetensors.torch import load_file
-from tiny import TinyTask, make_rows
+from launchers import ROOT, launch
+from run_results import results, same_adapter, same_numbers
+from tiny_task import TinyTask, make_rows
 
-SCRIPT = ROOT / "tests" / "four.py"
+SCRIPT = ROOT / "tests" / "four_trainers.py"
 # Without a GPU accelerate then counts one process, and the trainers have to know better.
 EARLY = f"""
 import sys
 from accelerate import Accelerator
 assert Accelerator().num_processes == 1
 sys.path.insert(0, {str(SCRIPT.parent)!r})
-import four
-four.main()
+import four_trainers
+four_trainers.main()
 """
-# Of the process, not of the rows.
-NOT_COMPARED = {"tokens_per_second", "sampling_mismatch"}
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    four.write_data(tmp_path)
-    yield
-
-
-def results(output: str) -> list:
-    lines = [line for line in output.splitlines() if line.startswith("RESULT")]
-    return [json.loads(line.removeprefix("RESULT ")) for line in lines]
-
-
-def same_numbers(found: dict, expected: dict, where: object) -> None:
-    assert set(found) == set(expected), where
-    for name in set(found) - NOT_COMPARED:
-        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), (where, name)
-
-
-def same_adapter(one: str, two: str) -> None:
-    first, second = (load_file(Path(f) / "adapter_model.safetensors") for f in (one, two))
-    assert set(first) == set(second)
-    assert any(bool(tensor.any()) for name, tensor in first.items() if "lora_B" in name)
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+def data(own_folder):
+    four_trainers.write_data(own_folder)
 
 
 def test_one_process_where_several_were_asked_for_is_told(tmp_path, monkeypatch, caplog):
     """The environment that `accelerate launch --cpu --num_processes 2` makes."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    list(TinyTask(make_rows(4)).run(tmp_path, num_epochs=1))
+    list(TinyTask(make_rows(4)).start(tmp_path, num_epochs=1))
     assert "starts one process only" in caplog.text
 
 
@@ -68,8 +43,10 @@ def test_two_processes_train_and_evaluate_as_one_does(tiny_model_path, by, metho
     """2 x 2 rows a process against 8; 7 rows leave a partial step and an uneven evaluation."""
     expected = {}
     for method in methods:
-        trainer = four.make_trainer(method, tiny_model_path, batch_size=8, output_dir="one")
-        expected[method] = list(four.run(trainer, method))
+        trainer = four_trainers.make_trainer(
+            method, tiny_model_path, batch_size=8, output_dir="one"
+        )
+        expected[method] = list(four_trainers.run(trainer, method))
     two = {"model": str(tiny_model_path), "batch_size": 2, "batch_size_eval": 3,
            "output_dir": "two", "options": {"gradient_accumulation_steps": 2}}  # fmt: skip
     Path("early.py").write_text(EARLY, encoding="utf-8")

@@ -11,12 +11,10 @@ from main.trainer.lora import Trainer
 from main.utils.merge_model import merge_model
 
 pytest.importorskip("bitsandbytes", reason="the qlora extra is optional")
-pytestmark = pytest.mark.parametrize("bits", ["4bit", "8bit"])
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = [
+    pytest.mark.usefixtures("own_folder"),
+    pytest.mark.parametrize("bits", ["4bit", "8bit"]),
+]
 
 
 def make_trainer(model: Path, bits: str, task: str = "demo") -> Trainer:

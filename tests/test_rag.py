@@ -91,12 +91,105 @@ def test_bad_knowledge_is_named(rag, tmp_path):
     path.write_text('{"text": "fine"}\n{"clue": "x"}\n{"text": ["x"]}\n{broken\n')
     with pytest.raises(DataError, match="3 rows cannot be used") as caught:
         rag.read_entries(path)
-    assert "line 2: 'text' must be a text; found ['clue']" in str(caught.value)
+    assert "line 2: 'text' must be a text that is not empty; found ['clue']" in str(caught.value)
     with pytest.raises(MissingFileError, match="does not exist"):
         rag.read_entries(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no entry"):
         rag.read_entries(tmp_path / "empty")
+
+
+def test_ids_and_clues_are_texts_and_files_are_utf8(rag, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "a", "id": ""}\n{"text": "a", "clue": true}\n{"text": 3, "id": 7}\n')
+    with pytest.raises(DataError, match="2 rows cannot be used") as caught:
+        rag.read_entries(path)
+    assert "line 1: 'id' must be" in str(caught.value) and "line 2: 'clue'" in str(caught.value)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "old.txt").write_bytes("第一段".encode("gbk"))
+    with pytest.raises(DataError, match=r"old\.txt is not UTF-8"):
+        rag.read_entries(tmp_path / "texts")
+
+
+FACTS = ["The lighthouse keeper is called Olga.", "The museum closes at nine in the evening."]
+QUESTIONS = ["Who keeps the lighthouse?", "When does the museum close?"]
+FILLER = "Nothing of interest happened in the town on that day, and it rained a little. "
+
+
+def test_no_part_of_a_long_text_is_left_out(rag, encoder_path, tmp_path):
+    index = rag.Index(tmp_path, encoder_path)
+    text = FACTS[0] + " " + FILLER * 40 + FACTS[1]
+    assert index.add([rag.Entry("town", text, text), rag.Entry("b", "Cats sleep.", "x")]) == (
+        2,
+        0,
+        0,
+    )
+    assert (len(index), [entry.id for entry in index.entries()]) == (2, ["b", "town"])
+    for fact, question in zip(FACTS, QUESTIONS, strict=True):
+        hit = index.find(question, threshold=0.9)
+        assert hit.id == "town" and fact in hit.clue and len(hit.clue) < len(text) / 2
+    assert index.add([rag.Entry("town", text, text)]) == (0, 0, 1)
+    assert index.add([rag.Entry("town", FACTS[0], FACTS[0])]) == (0, 1, 0)
+    assert index._collection.count() == 2  # nothing of the longer text is left
+    index.delete(["town"])
+    assert index._collection.count() == 1
+
+
+def test_pieces_hold_the_whole_text_and_the_encoder_reads_each(rag, encoder_path):
+    from pieces import pieces, spans
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(encoder_path))
+    days = "".join(f"On day {day} it rained over town number {day * 7}. " for day in range(200))
+    chinese = "".join(f"第{day}天，镇上下雨。" for day in range(300))
+    for text in (days, chinese, days.replace(" ", "")):
+        parts = pieces(text, encoder)
+        assert len(parts) > 2
+        end = 0
+        for part in parts:
+            start = text.index(part, max(0, end - len(part)))
+            assert not text[end:start].strip()  # nothing between two pieces
+            end = start + len(part)
+            assert len(encoder.tokenizer(part)["input_ids"]) <= int(encoder.max_seq_length or 0)
+        assert not text[end:].strip()
+    assert pieces("short", encoder) == ["short"]
+    assert spans([0, 0, 0, 0, 0], 2) == [(0, 2), (2, 4), (4, 5)]  # a word longer than a piece
+
+
+def constant(texts):
+    import numpy as np
+
+    return np.random.default_rng(len(texts)).normal(size=(len(texts), 384)).astype(np.float32)
+
+
+def test_entries_go_in_by_as_many_as_the_database_takes(rag, encoder_path, tmp_path, monkeypatch):
+    index, sizes = rag.Index(tmp_path, encoder_path), []
+    monkeypatch.setattr(index._client, "get_max_batch_size", lambda: 4)
+    monkeypatch.setattr(index, "_embed", lambda texts: sizes.append(len(texts)) or constant(texts))
+    entries = [rag.Entry(str(i), f"text {i}", "x") for i in range(11)]
+    assert index.add(entries) == (11, 0, 0)
+    assert sizes == [4, 4, 3]
+    assert index.add(entries) == (0, 0, 11)
+    index.delete([entry.id for entry in entries])
+    assert len(index) == 0
+
+
+@pytest.mark.slow
+def test_more_entries_than_the_database_takes_at_once(rag, encoder_path, tmp_path, monkeypatch):
+    index = rag.Index(tmp_path, encoder_path)
+    most = index._client.get_max_batch_size()
+    monkeypatch.setattr(index, "_embed", constant)
+    assert index.add([rag.Entry(str(i), f"t{i}", "x") for i in range(most + 1)])[0] == most + 1
+    assert len(index) == most + 1
+
+
+def test_an_index_that_cannot_be_used_is_named(rag, encoder_path, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "chroma.sqlite3").write_bytes(b"no database" * 1000)
+    for folder in ("file", "damaged"):
+        with pytest.raises(ConfigError, match=rf"the index in .*{folder} cannot be used"):
+            rag.Index(tmp_path / folder, encoder_path)
 
 
 @pytest.mark.slow

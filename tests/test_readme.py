@@ -10,6 +10,7 @@ import re
 import shlex
 import tokenize
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_project
@@ -43,7 +44,7 @@ def blocks(name: str) -> list[tuple[str, str]]:
     return FENCE.findall((ROOT / name).read_text(encoding="utf-8"))
 
 
-def without_comments(language: str, code: str) -> list[str]:
+def without_comments(language: str, code: str) -> list[Any]:
     """The code's tokens: what has to be the same in both languages."""
     if language != "python":
         return [line.partition(" #")[0].split() for line in code.splitlines()]
@@ -78,7 +79,7 @@ def test_every_error_has_its_line_and_every_line_its_error():
         assert issubclass(classes[name], getattr(builtins, standard))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_block_of_the_readme_runs(sandbox):
     found = blocks("README.md")
     python = [code for language, code in found if language == "python"]

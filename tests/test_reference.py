@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny_task import tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from main.models import LoraOptions, add_adapter
-from main.trainer.reference import Reference
+from main.models.adapters import adapter_tensors
+from main.trainer.policy.reference import MovingReference, Reference
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
 KINDS = [
@@ -76,3 +77,47 @@ def test_an_error_inside_leaves_the_policy_as_it_was():
     with pytest.raises(RuntimeError, match="stop"), reference.active():
         raise RuntimeError("stop")
     assert model.training and not model._adapters_disabled
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in KINDS])
+def test_a_moving_reference_follows_the_policy_tensor_by_tensor(kind):
+    model = policy(**kind)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    reference = MovingReference(model)
+    with torch.no_grad():
+        for parameter in trainable.values():
+            parameter.add_(torch.randn_like(parameter))
+        start, now = reference.tensors, adapter_tensors(model)
+        reference.follow(0.25)
+    assert len(start) == len(trainable) == len(reference.tensors)
+    for name, found in reference.tensors.items():
+        torch.testing.assert_close(found, 0.75 * start[name] + 0.25 * now[name])
+    with torch.no_grad():
+        reference.follow(1.0)
+        expected = logits(model.eval())
+    with reference.active():
+        torch.testing.assert_close(logits(model), expected)
+    kept = MovingReference(model, start)  # as a checkpoint had it
+    assert all(torch.equal(t, start[n]) for n, t in kept.tensors.items())
+    again = MovingReference(model)  # of another run
+    assert all(torch.equal(t, now[n]) for n, t in again.tensors.items())
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(trainable)
+
+
+def test_it_follows_as_trls_reference_does():
+    callbacks = pytest.importorskip("trl.trainer.callbacks")
+    model = policy()
+    reference = MovingReference(model)
+    now = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for parameter in now.values():
+            parameter.add_(1.0)
+    trained = adapter_tensors(model)
+    pairs = [(own, trained[name]) for name, own in reference.tensors.items()]
+    target, source = (
+        torch.nn.ParameterList([pair[i].detach().clone() for pair in pairs]) for i in (0, 1)
+    )
+    callbacks.SyncRefModelCallback._sync_target_model(source, target, 0.6)
+    reference.follow(0.6)
+    for found, expected in zip(reference.tensors.values(), target, strict=True):
+        torch.testing.assert_close(found, expected.data, rtol=1e-6, atol=1e-7)

@@ -1,16 +1,18 @@
 """The shipped reward functions on awkward input: messages, blanks, other scripts, odd numbers."""
 
-from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
 import pytest
 
-from main.trainer.rewards import Rewards, Scoreable
+from main.trainer.rewards.functions import Rewards
+from main.trainer.rewards.scoreable import Scoreable
+from main.utils.numbers import last_number
 from main.utils.reward_func import (
     fields_reward,
     format_reward,
     json_reward,
     language_reward,
-    last_number,
     length_reward,
     repetition_reward,
     reward_exact,
@@ -96,7 +98,7 @@ def test_exact_match_forgives_white_space_and_width_but_nothing_else():
     ],
 )
 def test_the_last_number_of_a_text(text, number):
-    assert last_number(text) == (None if number is None else Decimal(number))
+    assert last_number(text) == (None if number is None else Fraction(number))
 
 
 def test_numbers_are_compared_as_numbers():
@@ -137,12 +139,64 @@ def test_similarity_prefers_the_paraphrase_and_takes_the_best_answer(encoder_pat
         answer=[gold, gold, ["Nothing.", gold], gold, None],
     )
     assert same == pytest.approx(1.0, abs=1e-5)
-    assert near > 0.7 > 0.3 > far and blank == 0.0 and none is None
+    assert near and far and near > 0.7 > 0.3 > far and blank == 0.0 and none is None
 
 
 def test_all_of_them_work_as_reward_functions_of_a_trainer():
-    functions = [reward_len, reward_exact, length_reward(7), language_reward("zh")]
+    functions: list[Any] = [reward_len, reward_exact, length_reward(7), language_reward("zh")]
     rewards = Rewards(functions)
     what = Scoreable([[]], [as_messages("12")], [[5]], [{"answer": "12"}], [1])
     assert rewards.score(what).rewards.tolist() == [-18 + 1 - 5 + 0]
     assert rewards.names == ["reward_len", "reward_exact", "reward_length", "reward_language_zh"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("The answer is \u22125.", "-5"),
+        ("between 3\u20135", "5"),
+        ("1 000 000", "1000000"),
+        ("1\u202f000\u00a0000,", "1000000"),
+        ("1.000.000 or 1'000", "1000"),
+        ("1.234.567", "1234567"),
+        ("1/2", "1/2"),
+        ("-3/4", "-3/4"),
+        ("\u00bd", "1/2"),
+        (r"x = -\frac{1}{2}", "-1/2"),
+        ("10^3", "1000"),
+        ("2**-1", "1/2"),
+        ("2\u00b3 cm", "8"),
+        (r"x^{2} = 10^{-2}", "1/100"),
+        (r"50\%", "1/2"),
+        ("$1,234.50.", "2469/2"),
+        ("on 2024/05/06", "6"),
+        ("in 2020 300 people", "300"),
+    ],
+)
+def test_a_number_is_read_as_what_it_is(text, value):
+    assert last_number(text) == Fraction(value)
+
+
+@pytest.mark.parametrize("text", ["1e999999999", "9^999999", "1/0", "v1.2.3", "none"])
+def test_what_is_no_number_that_somebody_means_is_none(text):
+    assert last_number(text) is None
+
+
+def test_a_minus_of_another_kind_is_not_lost():
+    assert reward_number(["The answer is \u22125."], answer=["5"]) == [0.0]
+    assert reward_number(["It is 0.5"], answer=["1/2"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("<reasoning>\na <b> c\n</reasoning>\n<answer>x < y</answer>\n", 1.0),
+        ("<reasoning>a</reasoning><answer> \n</answer>", 0.0),
+        ("<reasoning> </reasoning><answer>b</answer>", 0.0),
+        ("<reasoning>a</reasoning><answer>b</answer><answer>c</answer>", 0.0),
+        ("<reasoning>a<answer>x</answer></reasoning><answer>b</answer>", 0.0),
+        ("<reasoning><reasoning>a</reasoning></reasoning><answer>b</answer>", 0.0),
+    ],
+)
+def test_the_format_has_each_part_once_and_not_blank(text, reward):
+    assert reward_format([text]) == [reward]

@@ -3,19 +3,20 @@
 import asyncio
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from main.errors import ConfigError, RewardError
-from main.trainer.reward_notes import TrainerState
-from main.trainer.rewards import (
-    Rewards,
+from main.trainer.rewards.functions import Rewards, unique_names
+from main.trainer.rewards.notes import TrainerState
+from main.trainer.rewards.scoreable import (
     Scoreable,
     as_completion,
+    column_names,
     completion_texts,
-    unique_names,
 )
 
 
@@ -42,11 +43,8 @@ def test_a_reward_is_the_weighted_sum_and_each_mean_is_recorded_by_name():
     rewards = Rewards([length, right], [0.5, 10.0])
     scores = rewards.score(scoreable("ab", "abcd", answer=["ab", "no"]))
     assert scores.rewards.tolist() == [0.5 * 2 + 10 * 1, 0.5 * 4 + 0]
-    assert scores.metrics() == {
-        "rewards/length/mean": (6.0, 2),
-        "rewards/right/mean": (1.0, 2),
-        "reward/mean": (13.0, 2),
-    }
+    assert scores.by_function.tolist() == [[2.0, 1.0], [4.0, 0.0]]
+    assert scores.names == ["length", "right"]
 
 
 def test_a_function_that_does_not_apply_is_left_out_of_sum_and_mean():
@@ -55,7 +53,7 @@ def test_a_function_that_does_not_apply_is_left_out_of_sum_and_mean():
 
     scores = Rewards([length, only_long]).score(scoreable("ab", "abcd"))
     assert scores.rewards.tolist() == [2.0, 9.0]
-    assert scores.metrics()["rewards/only_long/mean"] == (5.0, 1)
+    assert scores.by_function[1].tolist() == [4.0, 5.0] and scores.by_function[0, 1].isnan()
 
 
 def test_a_completion_that_no_function_scores_is_an_error_that_names_the_row():
@@ -111,9 +109,9 @@ def test_a_function_is_told_where_the_run_is_and_what_it_logs_is_recorded():
     rewards = Rewards([noting, noting_too], progress=lambda: TrainerState(3, 4))
     scores = rewards.score(scoreable("a", "bcd"))
     assert scores.rewards.tolist() == [3.75, 3.75]
-    assert scores.metrics()["logged/longest"] == (4.0, 2)
+    assert scores.notes.metrics["logged/longest"] == (4.0, 2)
     assert [scores.notes.of(i) for i in range(2)] == [{"size": 1}, {"size": 3}]
-    assert "logged/longest" in rewards.score(scoreable("a")).metrics()
+    assert "logged/longest" in rewards.score(scoreable("a")).notes.metrics
     assert rewards.score(scoreable("a")).notes.columns == {"size": [1]}  # none of an earlier batch
 
 
@@ -143,6 +141,7 @@ def test_a_field_that_only_some_rows_have_is_none_in_the_others():
     ("returned", "said"),
     [
         ([math.nan], r"'bad' returned nan for row 11, expected a finite number"),
+        ([1e39], r"'bad' returned 1e\+39 for row 11, expected a finite number of at most"),
         ([math.inf], r"'bad' returned inf for row 11"),
         (["1.0"], r"'bad' returned '1.0' for row 11"),
         ([[1.0]], r"'bad' returned \[1.0\] for row 11"),
@@ -176,8 +175,11 @@ def test_numpy_and_tensor_scalars_and_booleans_are_numbers():
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_function_that_raises_is_named_with_the_row_that_it_raised_at(is_async):
+def test_a_function_that_raises_is_named_with_its_rows_and_called_once(is_async):
+    seen = []
+
     def picky(completions, **kwargs):
+        seen.append(len(completions))
         return [1.0 / len(text) for text in completions]
 
     async def async_picky(completions, **kwargs):
@@ -185,19 +187,41 @@ def test_a_function_that_raises_is_named_with_the_row_that_it_raised_at(is_async
 
     async_picky.__name__ = "picky"
     function = async_picky if is_async else picky
-    with pytest.raises(RewardError, match=r"'picky' raised ZeroDivisionError.*\(row 12\)") as error:
-        Rewards([length, function]).score(scoreable("a", "", "b"))
-    assert isinstance(error.value.__cause__, ZeroDivisionError)
+    said = r"'picky' raised ZeroDivisionError.*\(called with rows \[4, 7\]\)"
+    with pytest.raises(RewardError, match=said) as error:
+        Rewards([length, function]).score(scoreable("a", "", "b", rows=[7, 7, 4]))
+    assert isinstance(error.value.__cause__, ZeroDivisionError) and seen == [3]
 
 
-def test_an_error_that_no_single_row_causes_lists_the_rows():
-    def groups_only(completions, **kwargs):
-        if len(completions) == 1:
-            return [0.0]
-        raise RuntimeError("service is down")
+def test_a_column_of_the_data_set_is_none_for_rows_without_it():
+    def look(completions, solution, **columns):
+        assert solution == [None]
+        return [1.0]
 
-    with pytest.raises(RewardError, match=r"service is down \(called with rows \[4, 7\]\)"):
-        Rewards(groups_only).score(scoreable("a", "b", rows=[7, 4]))
+    what = scoreable("a")
+    what.names = ["solution"]
+    assert Rewards(look).score(what).rewards.tolist() == [1.0]
+    rows: list[dict[str, Any]] = [
+        {"columns": '{"a": 1}'},
+        {"columns": '{"b": 2}', "gold": ["x"], "bad": []},
+    ]
+    assert column_names(rows) == ["a", "answer", "b", "gold_answers", "bad_answers"]
+
+
+def test_what_an_async_function_made_once_serves_every_batch():
+    """A semaphore belongs to the event loop that first made somebody wait for it."""
+    gate = asyncio.Semaphore(1)
+
+    async def judged(completions, **columns):
+        async def one(text):
+            async with gate:
+                await asyncio.sleep(0)
+                return float(len(text))
+
+        return await asyncio.gather(*map(one, completions))
+
+    for _ in range(3):  # three batches, the later ones of another run
+        assert Rewards(judged).score(scoreable("ab", "a")).rewards.tolist() == [2.0, 1.0]
 
 
 def test_a_column_that_the_data_does_not_have_is_named():
@@ -229,7 +253,7 @@ def test_names_are_unique_and_see_through_partial_functions_and_objects():
         def __call__(self, completions, **kwargs):
             return [0.0]
 
-    functions = [length, functools.partial(length, scale=2), Judge(), length]
+    functions: list[Any] = [length, functools.partial(length, scale=2), Judge(), length]
     assert unique_names(functions) == ["length", "length_2", "Judge", "length_3"]
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model
+from tiny_task import VOCABULARY, tiny_model
 
-from main.trainer.logprobs import LogprobModel, scoring
-from main.trainer.rollout import HFSampler, SamplingOptions
+from main.trainer.policy.logprobs import LogprobModel, scoring
+from main.trainer.rollout.sampler import HFSampler, SamplingOptions
 
 PROMPTS = [[1, 5, 9], [1, 5, 9], [2, 7], [3] * 12]
 STOPS = (4, 11)

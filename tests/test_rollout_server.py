@@ -8,15 +8,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 import small_project
-from launch import free_port
+from launchers import free_port
+from vllm_models import policy_on, save_tiny, scatter, scored
 from vllm_server import TINY, served
-from vllm_support import policy_on, save_tiny, scatter, scored
 
 from main.errors import ConfigError, GenerationError
 from main.models import load_tokenizer
-from main.trainer import rollout_server
-from main.trainer.rollout import HFSampler, SamplingOptions
-from main.trainer.rollout_server import Server, ServerSampler
+from main.trainer.rollout import server as rollout_server
+from main.trainer.rollout.sampler import HFSampler, SamplingOptions
+from main.trainer.rollout.server import Server, ServerSampler
 
 PROMPTS = [[1, 5, 9], [1, 5, 9], [2, 7], [3] * 12]
 STOPS = (4, 11)

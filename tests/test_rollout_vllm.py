@@ -6,16 +6,17 @@ their policies get other adapter weights from test to test.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from vllm_support import ENGINE, policy_on, save_tiny, scatter, scored
+from vllm_models import ENGINE, policy_on, save_tiny, scatter, scored
 
 from main.errors import ConfigError, GenerationError, ModelError
 from main.models import LoraOptions, add_adapter, load_tokenizer
-from main.trainer.logprobs import scoring
-from main.trainer.rollout import HFSampler, SamplingOptions
-from main.trainer.rollout_adapter import AdapterFolder, check_plain_lora
+from main.trainer.policy.logprobs import scoring
+from main.trainer.rollout.following import AdapterFolder, check_plain_lora
+from main.trainer.rollout.sampler import HFSampler, SamplingOptions
 
 PROMPTS = [[1, 5, 9], [1, 5, 9], [2, 7], [3] * 12]
 STOPS = (4, 11)
@@ -29,7 +30,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["merged", "adapter"])
 def shared(base, request):
-    from main.trainer.rollout_vllm import VLLMSampler
+    from main.trainer.rollout.colocated import VLLMSampler
 
     options = SamplingOptions(max_completion_length=12)
     engine = {**ENGINE, "skip_tokenizer_init": True}
@@ -171,6 +172,7 @@ def test_no_prompts_give_no_completions(sampler):
 @pytest.mark.vllm
 def test_grpo_trains_on_the_completions_of_an_engine(tmp_path, small_model_path, monkeypatch):
     from main.trainer.grpo import Trainer
+    from main.trainer.grpo.trainer import GRPOTask
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
@@ -180,11 +182,17 @@ def test_grpo_trains_on_the_completions_of_an_engine(tmp_path, small_model_path,
     data = {"train": "rows.jsonl"}
     trainer = Trainer(from_pretrained=base, data_path=data, max_length=128, lora_r=4)
 
-    contexts = []
+    contexts: set[int] = set()
+
+    class Watched(GRPOTask):
+        def draw(self, *arguments: Any, **options: Any) -> Any:
+            sampler: Any = self.sampler
+            contexts.add(sampler.engine.context)
+            return super().draw(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "configured", lambda options: Watched(trainer, options))
 
     def even(completion_ids, **columns):
-        if not contexts:
-            contexts.append(trainer.sampler.engine.context)
         return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
     results = list(
@@ -193,7 +201,7 @@ def test_grpo_trains_on_the_completions_of_an_engine(tmp_path, small_model_path,
                 save_strategy="no", report_to="none")
     )  # fmt: skip
     assert [result.step for result in results] == [2, 4]
-    assert contexts == [128 + 8]  # not the model's 256
+    assert contexts == {128 + 8}  # not the model's 256
     for train in (result.train for result in results):
         assert train["sampling_mismatch"] < 1e-4  # nats, though a step of lr 1e-2 moves it by more
         assert train["reward/std"] > 0 and train["completion_length"] > 1

@@ -62,7 +62,9 @@ def items(lang: str, split: str) -> set[str]:
     found = set()
     for name in (name for name in PRESENT if language(name) == lang):
         for row in read(name, split):
-            found.add(LINE[lang].fullmatch(prompt_and_answer(row)[1])[2])
+            line = LINE[lang].fullmatch(prompt_and_answer(row)[1])
+            assert line, row
+            found.add(line[2])
     return found
 
 
@@ -130,7 +132,7 @@ def test_every_answer_is_a_ticket_line_whose_item_and_order_stand_in_the_prompt(
 @pytest.mark.parametrize("name", [name for name in PRESENT if not name.endswith("_pure")])
 def test_conversations_alternate_and_prompts_end_with_the_user(name: str):
     for row in read(name, "train"):
-        roles = [message["role"] for message in row.get("conversations", row.get("prompt"))]
+        roles = [message["role"] for message in row.get("conversations") or row["prompt"]]
         pairs = ["user", "assistant"] * len(roles)
         assert roles == pairs[: len(roles)]
         assert roles[-1] == (

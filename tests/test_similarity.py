@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from main.errors import ConfigError
-from main.trainer.similarity import SimilarityReward, decide, jaccard, similarity
-from main.utils.encoder import SentenceEncoder
+from main.models.encoder import SentenceEncoder
+from main.trainer.rewards.similarity import SimilarityReward, decide, jaccard, similarity
 
 
 @pytest.fixture(scope="module")

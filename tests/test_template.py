@@ -4,13 +4,14 @@ import random
 from typing import Any
 
 import pytest
-from loader_support import chat, load_tokenizer, trained_texts, turns
+from chat_templates import chat, load_tokenizer, trained_texts, turns
 from tokenizers import processors
 
+from main.dialogue.plain import PlainText
+from main.dialogue.template import ChatTemplate
 from main.errors import ConfigError, DataError, ModelError
+from main.loaders import get_template
 from main.loaders.collate import collate_sft
-from main.loaders.plain import PlainText
-from main.loaders.template import ChatTemplate, get_template
 
 # Answers with Chinese, a blank at the end, and a beginning that looks like a thinking block.
 ANSWERS = ["好的，答案是42。", "<b>Yes</b>", "再见 bye"]
@@ -66,6 +67,7 @@ def test_ids_are_those_of_the_whole_dialogue_rendered_once(
 ) -> None:
     template = chat(vocabulary, name, **variables)
     tokenizer = template.tokenizer
+    whole: Any
     whole = tokenizer.apply_chat_template(DIALOGUE, tokenize=True, return_dict=False, **variables)
     ids = template.encode(DIALOGUE).input_ids
     # glm4moe ends the dialogue with nothing; its stop token is appended.
@@ -109,7 +111,7 @@ def test_thinking_of_earlier_turns_is_dropped_where_the_template_drops_it() -> N
     ]
 
 
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {"role": "user", "content": "Weather in 北京?"},
     {
         "role": "assistant",
@@ -159,7 +161,7 @@ def test_tool_calls_are_trained_and_their_results_are_not(
 
 
 def test_a_template_that_drops_tool_calls_refuses_the_row() -> None:
-    with pytest.raises(DataError, match="does not write assistant turn 1"):
+    with pytest.raises(DataError, match="turn 2: this template writes no tool call: 'weather'"):
         chat("smollm2").encode(TOOLS)
 
 
@@ -330,7 +332,7 @@ def test_the_result_of_a_tool_is_never_trained_for_want_of_an_end_token() -> Non
         "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    with pytest.raises(DataError, match="does not write assistant turn 1"):
+    with pytest.raises(DataError, match="turn 2: this template does not end a tool call"):
         template.encode(TOOLS)
 
 

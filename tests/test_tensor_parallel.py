@@ -5,21 +5,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import four
+import four_trainers
+import parallel_runs
 import pytest
-import shared_copies
 import torch
-from launch import ROOT, launch
-from parts import CONFIGS, SIZES
+from launchers import ROOT, launch
 from peft import PeftModel
 from safetensors.torch import load_file
+from split_models import CONFIGS, SIZES
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig
 
-from main.adapters import LoraOptions, add_adapter
 from main.errors import ConfigError
-from main.trainer import ds_config, generating, layout, tensor_parallel
-from main.trainer import launch as launching
+from main.models import LoraOptions, add_adapter
 from main.trainer.arguments import LoopOptions, SetupOptions
+from main.trainer.engines import ds_config, layout, tensor_parallel
+from main.trainer.loop import launch as launching
+from main.trainer.online import base as generating
 
 SHIPPED = json.loads((ROOT / "ds_config.json").read_text(encoding="utf-8"))
 
@@ -104,7 +105,7 @@ def test_what_splitting_excludes_is_refused_in_the_constructor():
 def test_fp16_is_refused_whether_file_or_trainer_asks_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "_current", layout.Layout(tensor=2))
     monkeypatch.setattr(launching, "share", lambda: SimpleNamespace(size=1))
-    task = SimpleNamespace(batch_size=4)
+    task: Any = SimpleNamespace(batch_size=4)
     for enabled, given in ((True, False), ("auto", True)):
         asked(monkeypatch, tmp_path, 2, tensor_model_parallel_size=2, fp16={"enabled": enabled})
         with pytest.raises(ConfigError, match=r"fp16 does not go with tensor parallelism.*bf16"):
@@ -113,17 +114,17 @@ def test_fp16_is_refused_whether_file_or_trainer_asks_for_it(tmp_path, monkeypat
 
 def test_vllm_is_refused_where_the_policy_lies_in_parts(tiny_model_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    four.write_data(tmp_path)
-    trainer = four.make_trainer("grpo", tiny_model_path)
+    four_trainers.write_data(tmp_path)
+    trainer = four_trainers.make_trainer("grpo", tiny_model_path)
     monkeypatch.setattr(generating, "is_shared_out", lambda model: model is trainer.model)
     with pytest.raises(ConfigError, match=r"use_vllm=True needs a whole copy.*use_vllm=False"):
-        next(four.run(trainer, "grpo", use_vllm=True))
+        next(four_trainers.run(trainer, "grpo", use_vllm=True))
 
 
 @pytest.mark.distributed
 def test_loss_and_gradients_of_split_models_are_those_of_whole_ones():
     """Untied and tied vocabularies, norms of heads (Qwen3), fused and biased layers (GLM)."""
-    cases = [
+    cases: list[tuple[dict[str, Any], float]] = [
         ({"tensor": 2}, 0.56),
         ({"tensor": 2, "tied": True, "checkpointing": True}, 0.51),
         ({"tensor": 2, "family": "qwen3"}, 0.56),
@@ -131,17 +132,18 @@ def test_loss_and_gradients_of_split_models_are_those_of_whole_ones():
         ({"tensor": 2, "adapter": {"modules_to_save": ["lm_head"]}}, 0.61),
     ]
     for (case, here), found in zip(
-        cases, shared_copies.parts(2, *(c for c, _ in cases)), strict=True
+        cases, parallel_runs.parts(2, *(c for c, _ in cases)), strict=True
     ):
-        shared_copies.check_parts(found, here, case)
+        parallel_runs.check_parts(found, here, case)
     cases = [({"tensor": 2, "full": True, "tied": tied}, 0.28) for tied in (True, False)]
     cases.append(({"tensor": 2}, 0.56))
     for (case, here), found in zip(
-        cases, shared_copies.parts(4, *(c for c, _ in cases)), strict=True
+        cases, parallel_runs.parts(4, *(c for c, _ in cases)), strict=True
     ):
-        shared_copies.check_parts(found, here, case)
+        parallel_runs.check_parts(found, here, case)
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("processes", "stage", "methods"),
@@ -151,25 +153,25 @@ def test_a_split_model_trains_as_one_process_does_and_resumes_exactly(
     tiny_model_path, tmp_path, monkeypatch, processes, stage, methods
 ):
     monkeypatch.chdir(tmp_path)
-    four.write_data(tmp_path)
-    expected = shared_copies.one_process(tiny_model_path, methods)
+    four_trainers.write_data(tmp_path)
+    expected = parallel_runs.one_process(tiny_model_path, methods)
     zero = SHIPPED["zero_optimization"] | {"stage": stage}
     config = SHIPPED | {"zero_optimization": zero, "tensor_model_parallel_size": 2}
     Path("ds_config.json").write_text(json.dumps(config))
     copies = processes // 2
-    runs = shared_copies.runs(tiny_model_path, copies, expected)
+    runs = parallel_runs.runs(tiny_model_path, copies, expected)
     with monkeypatch.context() as launched:
         launched.setenv("ACCELERATE_USE_DEEPSPEED", "true")
         launched.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "./ds_config.json")
-        done = launch(shared_copies.SCRIPT, *runs, by="torchrun", processes=processes)
-    shared_copies.check(done, expected)
+        done = launch(parallel_runs.SCRIPT, *runs, by="torchrun", processes=processes)
+    parallel_runs.check(done, expected)
     assert done.stderr.count("neighbouring processes, ") == 1  # said once, by one process
     shared = "FSDP2 shares the frozen weights out over the copies" in done.stderr
     assert shared == (stage == 3 and copies > 1)
-    _draws_alike_in_a_copy(shared_copies.of("two", expected[methods[0]][-1]), processes)
+    _draws_alike_in_a_copy(parallel_runs.of("two", expected[methods[0]][-1]), processes)
     if processes == 2:
         last = expected["lora"][-1]
-        _opens_in_peft(tiny_model_path, shared_copies.of("two", last))
+        _opens_in_peft(tiny_model_path, parallel_runs.of("two", last))
         _goes_on_whole(tiny_model_path, expected["lora"])
 
 
@@ -195,9 +197,9 @@ def _opens_in_peft(base: Path, adapter: Path) -> None:
 
 def _goes_on_whole(base: Path, expected: list[Any]) -> None:
     """One process takes the split run's first checkpoint, optimizer and all, to the same end."""
-    trainer = four.make_trainer("lora", base, batch_size=8, output_dir="whole")
-    first = shared_copies.of("two", expected[0])
-    (last,) = four.run(trainer, "lora", resume_from_checkpoint=first)
+    trainer = four_trainers.make_trainer("lora", base, batch_size=8, output_dir="whole")
+    first = parallel_runs.of("two", expected[0])
+    (last,) = four_trainers.run(trainer, "lora", resume_from_checkpoint=first)
     then, now = (
         load_file(Path(result.checkpoint) / "adapter_model.safetensors")
         for result in (expected[-1], last)

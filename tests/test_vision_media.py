@@ -5,23 +5,21 @@ import io
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-from vision_support import picture, saved
+from vision_checkpoints import picture, saved
 
 from main.errors import DataError, MissingExtraError, MissingFileError
 from main.vision import Visual, locate_visuals, part_problem, template_message, visuals_in
-from main.vision.image import clip_of, image_size, open_frames, open_image
+from main.vision.image import check_pixels, clip_of, image_size, open_frames, open_image
 from main.vision.media import dump, load
 from main.vision.sizes import fit_pixels
 
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def pixels(image: Image.Image) -> numpy.ndarray:
@@ -59,7 +57,7 @@ def test_every_way_to_name_an_image_gives_the_same_pixels(tmp_path):
 
 
 def test_parts_of_the_guide_and_of_other_libraries_are_understood():
-    parts = [
+    parts: list[dict[str, Any]] = [
         {"type": "image", "image": Path("a.jpg"), "min_pixels": 50176, "max_pixels": 50176},
         {"type": "image_url", "image_url": {"url": "file:///b.jpg"}},
         {"type": "text", "text": "?"},
@@ -169,7 +167,7 @@ def test_frames_of_a_list_are_all_taken():
     [
         ("gone.jpg", MissingFileError, r"'gone.jpg' does not exist \(looked for .*/gone.jpg\)"),
         ("https://host/a.png", DataError, "nothing is fetched from the network"),
-        ("text.png", DataError, "'text.png' cannot be read as an image"),
+        ("text.png", DataError, "'text.png' is none of the image formats that are read here"),
         ("cut.png", DataError, "'cut.png' cannot be read as an image"),
         ("data:image/png;base64,@@@", DataError, "not valid base64"),
         ("data:image/png", DataError, "no comma"),
@@ -198,10 +196,11 @@ def test_without_pillow_the_error_names_the_extra(monkeypatch):
 
 def test_relative_paths_begin_at_the_working_directory_then_at_the_data_file(tmp_path):
     saved(tmp_path / "data" / "images", "a.png")
-    message = {"role": "user", "content": [{"type": "image", "image": "images/a.png"}]}
+    image = {"type": "image", "image": "images/a.png"}
+    message = {"role": "user", "content": [image]}
     assert locate_visuals([message], tmp_path / "data") == []
     found = str(tmp_path / "data" / "images" / "a.png")
-    assert message["content"][0]["image"] == found
+    assert image["image"] == found
     saved(tmp_path / "images", "b.png")
     frames = {"type": "video", "video": ["images/b.png", "images/gone.png"]}
     problems = locate_visuals([{"role": "user", "content": [frames]}], tmp_path / "data")
@@ -232,3 +231,42 @@ def test_sizes_are_those_of_the_published_processor():
 def test_an_image_that_is_too_thin_is_refused():
     with pytest.raises(DataError, match="300 x 1 pixels is too long and thin"):
         fit_pixels(1, 300, 28, 784, 7840)
+
+
+def test_only_named_formats_are_read_and_no_other_program_is_started(tmp_path, monkeypatch):
+    """PostScript under the name of a picture would start Ghostscript."""
+    import subprocess
+
+    path = tmp_path / "x.png"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    )
+    Image.open(path)  # pillow itself takes it
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a program was started"))
+    for read in (image_size, open_image):
+        with pytest.raises(DataError, match=r"x\.png' is none of the image formats"):
+            read(str(path))
+
+
+def test_a_picture_cut_in_half_is_found_though_its_header_is_sound(tmp_path):
+    path = tmp_path / "x.jpg"
+    Image.effect_noise((200, 200), 80).convert("RGB").save(path)
+    data = path.read_bytes()
+    check_pixels(Visual("image", str(path)))
+    path.write_bytes(data[: len(data) // 2])
+    assert image_size(str(path)) == (200, 200)
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        check_pixels(Visual("image", str(path)))
+
+
+def test_pixels_and_frames_are_bounded(tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("1", (20_000, 6_000)).save(path)
+    with pytest.raises(DataError, match="20000 x 6000 pixels; 100,000,000 are the most"):
+        image_size(str(path))
+    path = tmp_path / "x.gif"
+    frames = [Image.new("L", (4, 4), shade) for shade in (0, 80, 160)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000)
+    assert clip_of(Visual("video", str(path), fps=2.0)).frames == 6
+    with pytest.raises(DataError, match="would be 3000 frames, and 1024 are the most"):
+        clip_of(Visual("video", str(path), fps=1000.0))

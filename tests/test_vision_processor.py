@@ -1,5 +1,7 @@
 """Placeholders, pixels and truncation: equal to the families' own processors, in every place."""
 
+from typing import Any
+
 import numpy
 import pytest
 import torch
@@ -12,11 +14,13 @@ from transformers import (
 )
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as video_resize
-from vision_support import FAMILIES, QWEN, picture, question
+from vision_checkpoints import FAMILIES, QWEN, picture, question
 
+from main.dialogue.accounts import Dialogue
+from main.dialogue.prompts import encode
 from main.errors import DataError
 from main.loaders.truncate import fit
-from main.predictor.request import build_prompts, encode
+from main.predictor.request import build_prompts
 from main.vision import Visual, visuals_in
 
 DIALOGUE = [
@@ -43,7 +47,7 @@ def published(family: str, vision, monkeypatch):
         cls = LlavaProcessor if family == "llava" else LlavaNextProcessor
         settings = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
         return cls(vision.image_processor, vision.tokenizer, patch_size=7, **settings)
-    classes = {
+    classes: dict[str, Any] = {
         "qwen2_vl": Qwen2VLProcessor,
         "qwen2_5_vl": Qwen2_5_VLProcessor,
         "qwen3_vl": Qwen3VLProcessor,
@@ -93,7 +97,7 @@ def test_no_limit_splits_the_tokens_of_an_image(family, vision_models):
     token = template.vision.token_ids["image"]
     images_left = set()
     for limit in range(1, len(encoded.input_ids) + 1):
-        kept, _ = fit(encoded, dialogue, template, limit)
+        kept, _ = fit(encoded, Dialogue(dialogue), template, limit)
         if kept is None:
             continue
         assert len(kept.input_ids) <= limit and any(kept.loss_mask)
@@ -116,8 +120,8 @@ def test_a_cut_in_the_image_of_a_tools_answer_ends_before_it(vision_models):
     ]
     encoded = template.encode(dialogue)
     (image,) = encoded.images
-    kept, fate = fit(encoded, dialogue, template, image.start + 2)
-    assert fate == "cut" and kept.images == []
+    kept, fate = fit(encoded, Dialogue(dialogue), template, image.start + 2)
+    assert fate == "cut" and kept and kept.images == []
     assert kept.input_ids == encoded.input_ids[: image.start]
 
 
@@ -168,7 +172,8 @@ def test_pixels_of_a_video_are_those_of_the_published_patches(family, vision_mod
     mean, std = (numpy.array(v) for v in (processor.image_mean, processor.image_std))
     frames = [(numpy.asarray(frame) / 255 - mean) / std for frame in seen.source]
     stacked = torch.tensor(numpy.stack(frames)).permute(0, 3, 1, 2)[None].float()
-    patches, t, h, w = Qwen3VLVideoProcessor().patchify(stacked, processor.patch_size, 2, 2)
+    theirs: Any = Qwen3VLVideoProcessor()
+    patches, t, h, w = theirs.patchify(stacked, processor.patch_size, 2, 2)
     made = vision.features(seen)
     torch.testing.assert_close(made["pixel_values_videos"], patches[0], rtol=0, atol=1e-6)
     assert made["video_grid_thw"].tolist() == [[t, h, w]] and t == 3
@@ -184,7 +189,7 @@ def test_a_video_has_as_many_tokens_as_features(family, vision_models):
         "fps": 2.0,
         "max_pixels": 4 * template.vision.factor**2,
     }
-    dialogue = [
+    dialogue: list[dict[str, Any]] = [
         {"role": "user", "content": [part, {"type": "text", "text": "What moves?"}]},
         {"role": "assistant", "content": "A circle."},
     ]
@@ -215,11 +220,17 @@ def test_the_frames_of_a_qwen3_video_share_its_bounds(vision_models):
         assert (t, 16 * h, 16 * w) == (count // 2, *expected)
 
 
-def test_placeholders_written_as_text_are_refused(vision_models):
+def test_placeholders_written_as_text_are_no_pictures(vision_models):
     template = vision_models.template("qwen2_5_vl")
     tokenizer, vision = template.tokenizer, template.vision
     forged = [question("and <|image_pad|>?", picture())]
-    prompts = build_prompts(tokenizer, [forged], vision=vision)
+    (plain,) = encode(tokenizer, build_prompts(tokenizer, [forged], vision=vision), vision)
+    (own,) = encode(
+        tokenizer, build_prompts(tokenizer, [[question("and?", picture())]], vision=vision), vision
+    )
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert plain.count(image) == own.count(image)
+    prompts = build_prompts(tokenizer, [forged], vision=vision, special=True)
     with pytest.raises(DataError, match=r"has 2 placeholders for images, and its 1 images"):
         encode(tokenizer, prompts, vision)
     assert "contains the control token '<|image_pad|>'" in template.control_problem(forged)

@@ -1,21 +1,22 @@
 """Every model family gives the same greedy tokens by transformers and by vLLM."""
 
+from typing import Any
+
 import pytest
 import torch
-from chatglm_support import MODULES, write_adapter, write_checkpoint
-from loader_support import load_tokenizer
+from chat_templates import load_tokenizer
+from chatglm_checkpoints import MODULES, write_adapter, write_checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
-from vllm_support import ENGINE, make_adapter
+from vllm_models import ENGINE, adapters_of, make_adapter
 
 from main.errors import ModelError
 from main.predictor.hf import Predictor as HFPredictor
-from main.predictor.lora import Adapters
 from main.predictor.vllm import Predictor
 from main.utils.convert_chatglm import convert_chatglm
 
 QUERIES = ["Hi", "What is the capital of France?", "写一个关于猫的句子。"]
 TOKENS = 12
-SIZE = {
+SIZE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -112,6 +113,8 @@ def test_an_original_chatglm_folder_is_refused_with_the_command_that_converts_it
 @pytest.mark.vllm
 def test_an_adapter_of_the_original_code_is_refused_with_what_helps(tmp_path):
     adapter = write_adapter(tmp_path / "adapter", MODULES)
-    adapters = Adapters(None, None, None, {"enable_lora": True}, None)
-    with pytest.raises(ModelError, match=r"names the layers of ChatGLM's original.*Merge it into"):
+    adapters = adapters_of({"enable_lora": True})
+    with pytest.raises(
+        ModelError, match=r"names the layers of its model's original code.*Merge it into"
+    ):
         adapters.voice(adapter)

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from launch import free_port
+from launchers import free_port
 
 START_SECONDS = 400
 END_SECONDS = 60

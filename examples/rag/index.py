@@ -6,20 +6,26 @@
 
 A JSONL row is {"id": ..., "text": what a question is compared with, "clue": what the model is
 told}; `clue` defaults to `text`, `id` to a number made of the text. Of a folder every paragraph is
-an entry. Adding an id again replaces its entry; nothing is ever twice in the index.
+an entry. Adding an id again replaces its entry; nothing is ever twice in the index. The encoder
+reads so many tokens and no more: a longer text is compared piece by piece, none of it is left out.
 """
 
 import argparse
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pieces import pieces
 
 from main.errors import ConfigError, DataError, MissingExtraError, MissingFileError
 from main.loaders import read_rows, row_word
 
 ENCODER = "models/all-MiniLM-L6-v2"
+LAYOUT = "2: pieces"  # of what is stored, see `_records`
 
 
 class Entry(NamedTuple):
@@ -38,6 +44,14 @@ class Hit(NamedTuple):
     distance: float
 
 
+class Record(NamedTuple):
+    """A piece of an entry, as the database keeps it."""
+
+    id: str
+    text: str
+    metadata: dict[str, Any]
+
+
 class Changes(NamedTuple):
     """What adding entries did to the index."""
 
@@ -52,37 +66,47 @@ class Index:
     Raises:
         MissingExtraError: chromadb or sentence-transformers is not installed.
         MissingFileError: there is no encoder in the folder named.
-        ConfigError: the index was built with another encoder: its distances would mean nothing.
+        ConfigError: the index was built with another encoder: its distances would mean nothing; or
+            it cannot be read or written.
     """
 
     def __init__(self, folder: str | Path, encoder: str | Path = ENCODER, name: str = "knowledge"):
-        chromadb, functions = _chromadb()
-        fingerprint = _fingerprint(Path(encoder))
+        chromadb, sentence_transformers = _packages()
+        marks = {"encoder": _fingerprint(Path(encoder)), "layout": LAYOUT}
+        self.folder, self._errors = folder, (chromadb.errors.ChromaError, sqlite3.Error, OSError)
         settings = chromadb.Settings(anonymized_telemetry=False)
-        client = chromadb.PersistentClient(str(folder), settings=settings)
-        _refuse_other_encoder(client, name, fingerprint, folder, encoder)
-        self._collection = client.get_or_create_collection(
-            name,
-            embedding_function=functions.SentenceTransformerEmbeddingFunction(str(encoder)),
-            metadata={"hnsw:space": "cosine", "encoder": fingerprint},
-        )
+        with self._clear_errors():
+            self._client = chromadb.PersistentClient(str(folder), settings=settings)
+            _refuse_other(self._client, name, marks, folder, encoder)
+            self._collection = self._client.get_or_create_collection(
+                name, embedding_function=None, metadata={"hnsw:space": "cosine", **marks}
+            )
+        self._encoder = sentence_transformers.SentenceTransformer(str(encoder))
 
     def __len__(self) -> int:
-        return self._collection.count()
+        with self._clear_errors():
+            return len(self._collection.get(where={"part": 0}, include=[])["ids"])
 
     def add(self, entries: Sequence[Entry]) -> Changes:
         """Add or replace by id; of several entries with one id the last counts."""
         wanted = {entry.id: entry for entry in entries}
         known = {entry.id: entry for entry in self._get(list(wanted))}
         new = [entry for entry in wanted.values() if known.get(entry.id) != entry]
-        if new:
-            self._collection.upsert(
-                ids=[entry.id for entry in new],
-                documents=[entry.text for entry in new],
-                metadatas=[{"clue": entry.clue} for entry in new],
-            )
-        replaced = sum(entry.id in known for entry in new)
-        return Changes(len(new) - replaced, replaced, len(wanted) - len(new))
+        records = {entry.id: list(self._records(entry)) for entry in new}
+        for some in self._batches([record for parts in records.values() for record in parts]):
+            with self._clear_errors():
+                self._collection.upsert(
+                    ids=[record.id for record in some],
+                    documents=[record.text for record in some],
+                    embeddings=self._embed([record.text for record in some]),
+                    metadatas=[record.metadata for record in some],
+                )
+        replaced = [entry.id for entry in new if entry.id in known]
+        for one in replaced:  # what is left of a longer text than the new one
+            surplus = [{"entry": one}, {"part": {"$gte": len(records[one])}}]
+            with self._clear_errors():
+                self._collection.delete(where={"$and": surplus})
+        return Changes(len(new) - len(replaced), len(replaced), len(wanted) - len(new))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Raises ConfigError when an id is not in the index; then nothing is deleted."""
@@ -90,26 +114,66 @@ class Index:
         missing = [one for one in ids if one not in known]
         if missing:
             raise ConfigError(f"not in the index: {missing}. `list` shows the ids that are.")
-        self._collection.delete(ids=list(ids))
+        for some in self._batches(list(ids)):
+            with self._clear_errors():
+                self._collection.delete(where={"entry": {"$in": some}})
 
     def find(self, question: str, threshold: float = 0.1) -> Hit | None:
         """The nearest entry closer than `threshold`; None when none is, or the index is empty."""
-        if not len(self):
-            return None
-        found = self._collection.query(query_texts=[question], n_results=1)
-        hit = Hit(found["ids"][0][0], found["metadatas"][0][0]["clue"], found["distances"][0][0])
+        with self._clear_errors():
+            if not self._collection.count():
+                return None
+            found = self._collection.query(query_embeddings=self._embed([question]), n_results=1)
+        metadata, distance = found["metadatas"][0][0], found["distances"][0][0]
+        hit = Hit(metadata["entry"], metadata["clue"], distance)
         return hit if hit.distance < threshold else None
 
     def entries(self) -> list[Entry]:
         """All of them, by id."""
-        return sorted(self._get(None))
+        with self._clear_errors():
+            found = self._collection.get(where={"part": 0}, include=["metadatas"])
+        return sorted(Entry(*json.loads(metadata["whole"])) for metadata in found["metadatas"])
 
-    def _get(self, ids: list[str] | None) -> list[Entry]:
-        if ids is not None and not ids:
-            return []
-        found = self._collection.get(ids=ids, include=["documents", "metadatas"])
-        columns = zip(found["ids"], found["documents"], found["metadatas"], strict=True)
-        return [Entry(one, text, metadata["clue"]) for one, text, metadata in columns]
+    def _records(self, entry: Entry) -> Iterator["Record"]:
+        """One for each piece of the text; the first one also keeps the entry.
+
+        Where the clue is the text itself, the piece that was found is what the model is told.
+        """
+        for part, text in enumerate(pieces(entry.text, self._encoder)):
+            clue = text if entry.clue == entry.text else entry.clue
+            metadata = {"entry": entry.id, "part": part, "clue": clue}
+            if part == 0:
+                metadata["whole"] = json.dumps(entry, ensure_ascii=False)
+            yield Record(f"{entry.id}#{part}", text, metadata)
+
+    def _get(self, ids: list[str]) -> list[Entry]:
+        found: list[Entry] = []
+        for some in self._batches([f"{one}#0" for one in ids]):
+            with self._clear_errors():
+                records = self._collection.get(ids=some, include=["metadatas"])
+            found += [Entry(*json.loads(m["whole"])) for m in records["metadatas"]]
+        return found
+
+    def _embed(self, texts: list[str]) -> Any:
+        return self._encoder.encode(texts, convert_to_numpy=True, show_progress_bar=False)
+
+    def _batches(self, items: Sequence[Any]) -> Iterator[list[Any]]:
+        """As many at once as the database takes."""
+        size = self._client.get_max_batch_size()
+        for start in range(0, len(items), size):
+            yield list(items[start : start + size])
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"the index in {self.folder} cannot be used: {error}. If it is damaged, build it "
+                "anew in another folder (--index)."
+            ) from error
 
 
 def read_entries(path: str | Path) -> list[Entry]:
@@ -131,12 +195,9 @@ def read_entries(path: str | Path) -> list[Entry]:
 def _rows(path: Path) -> Iterator[Entry]:
     problems = []
     for number, row in read_rows(path, on_bad=lambda n, text: problems.append((n, text))):
-        wrong = [
-            name for name in ("text", "clue", "id") if not isinstance(row.get(name, ""), str | int)
-        ]
-        if wrong or not str(row.get("text", "")).strip():
-            found = f"found {sorted(row)}"
-            problems.append((number, f"'{(wrong or ['text'])[0]}' must be a text; {found}."))
+        problem = _row_problem(row)
+        if problem:
+            problems.append((number, f"{problem} found {sorted(row)}."))
             continue
         text = str(row["text"])
         yield Entry(str(row.get("id", _id_of(text))), text, str(row.get("clue", text)))
@@ -146,10 +207,23 @@ def _rows(path: Path) -> Iterator[Entry]:
         raise DataError(f"{len(problems)} rows cannot be used:\n" + "\n".join(lines))
 
 
+def _row_problem(row: dict[str, Any]) -> str:
+    for name in ("text", "clue", "id"):
+        value = row.get(name, "" if name == "text" else "x")
+        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+            return f"'{name}' must be a text that is not empty;"
+    return ""
+
+
 def _paragraphs(folder: Path) -> Iterator[Entry]:
     files = sorted(p for p in folder.rglob("*") if p.suffix in (".txt", ".md"))
     for file in files:
-        blocks = file.read_text(encoding="utf-8-sig").split("\n\n")
+        try:
+            blocks = file.read_text(encoding="utf-8-sig").split("\n\n")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8."
+            ) from error
         paragraphs = [block.strip() for block in blocks if block.strip()]
         for number, text in enumerate(paragraphs, 1):
             yield Entry(f"{file.relative_to(folder)}#{number}", text, text)
@@ -159,15 +233,15 @@ def _id_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _chromadb() -> tuple[Any, Any]:
+def _packages() -> tuple[Any, Any]:
     try:
         import chromadb
-        import sentence_transformers  # noqa: F401  (the embedding function needs it)
-        from chromadb.utils import embedding_functions
+        import chromadb.errors
+        import sentence_transformers
     except ImportError as error:
         package = (error.name or "chromadb").partition(".")[0].replace("_", "-")
         raise MissingExtraError(package, "rag", "The RAG example") from error
-    return chromadb, embedding_functions
+    return chromadb, sentence_transformers
 
 
 def _fingerprint(encoder: Path) -> str:
@@ -185,17 +259,22 @@ def _fingerprint(encoder: Path) -> str:
     return digest.hexdigest()
 
 
-def _refuse_other_encoder(
-    client: Any, name: str, fingerprint: str, folder: str | Path, encoder: str | Path
+def _refuse_other(
+    client: Any, name: str, marks: dict[str, str], folder: str | Path, encoder: str | Path
 ) -> None:
     if name not in [collection.name for collection in client.list_collections()]:
         return
-    built_with = (client.get_collection(name).metadata or {}).get("encoder")
-    if built_with != fingerprint:
+    built_with = client.get_collection(name).metadata or {}
+    if built_with.get("encoder") != marks["encoder"]:
         raise ConfigError(
             f"the index '{name}' in {folder} was built with another encoder than '{encoder}': "
             "distances between the two mean nothing. Name that encoder, or build a new index in "
             "another folder."
+        )
+    if built_with.get("layout") != marks["layout"]:
+        raise ConfigError(
+            f"the index '{name}' in {folder} was built by another version of this example: build a "
+            "new index in another folder."
         )
 
 

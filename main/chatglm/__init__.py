@@ -1,8 +1,7 @@
 """ChatGLM2, ChatGLM3 and glm-4-9b-chat on transformers' own Glm classes.
 
 Such a folder brings Python code for an older transformers. Nothing of it runs: config.json, the
-weights and tokenizer.model are read as data and mapped. Used by `main.models` and
-`main.adapters`.
+weights and tokenizer.model are read as data and mapped. Used by `main.models`.
 """
 
 from main.chatglm.kind import is_chatglm, is_chatglm_tokenizer

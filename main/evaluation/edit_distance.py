@@ -1,24 +1,23 @@
 """Edit distance with block shifts, what TER counts (Snover et al. 2006, "A Study of Translation
 Edit Rate with Targeted Human Annotation", section 3).
 
-Plain distances are bit-parallel (Hyyrö 2003, "A Bit-Vector Algorithm for Computing Levenshtein
-and Damerau Edit Distances"): one Python integer holds a whole column of the table.
+A text with a moved block differs from the source between the block's old place and its new one.
+Only there are columns computed: those of the beginning are the source's, and so are those of the
+end, which are read backwards (`main.evaluation.columns.least_sums`).
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, islice
+from itertools import islice
 from typing import NamedTuple
+
+from main.evaluation.blocks import Alignment, Blocks, align
+from main.evaluation.columns import Column, Target, last_cell, least_sums
 
 # The search is greedy, as in TERCOM and sacreBLEU, and bounded like theirs. For one pair of texts:
 MAX_CANDIDATES = 1000  # shifted texts tried in all, the most promising ones first
-MAX_COLUMNS = 200_000  # columns computed for them; binds for texts of over 200 symbols
-# ... and for one shift:
-MAX_TRIES = 30  # shifted texts tried
-MAX_SUB_BLOCK = 10  # a run of equal symbols moves whole, or as a part of at most so many symbols
-MAX_CELLS = (
-    4_000_000  # cells searched for runs; over 2,000 symbols this limits how far a block moves
-)
+MAX_COLUMNS = 200_000  # columns from a text's first change to its end, in all; see `Budget`
+MAX_TRIES = 30  # shifted texts tried for one shift
+NEAR = 16  # symbols between blocks whose columns are computed together
 
 
 class ShiftEdits(NamedTuple):
@@ -32,65 +31,28 @@ class ShiftEdits(NamedTuple):
         return self.shifts + self.edits
 
 
-class Column(NamedTuple):
-    """Differences down one column: bit j of `up` (`down`): cell j + 1 = cell j plus (minus) 1."""
+class Move(NamedTuple):
+    """source[start:end] goes before position `anchor`, which lies outside of it."""
 
-    up: int
-    down: int
-
-
-class Block(NamedTuple):
-    """source[start : start + length] stands in the target at `goal`; `gain` guesses its use."""
-
-    gain: int
-    length: int
     start: int
-    goal: int
+    end: int
+    anchor: int
 
+    @property
+    def changed(self) -> tuple[int, int]:
+        """The first position that changes, and the first behind it that does not."""
+        return min(self.start, self.anchor), max(self.end, self.anchor)
 
-class Alignment(NamedTuple):
-    """One cheapest way from source to target.
-
-    source_errors, target_errors: True where a symbol takes part in no match.
-    anchors: for each target position (and the end), the number of source symbols used up before.
-    """
-
-    source_errors: list[bool]
-    target_errors: list[bool]
-    anchors: list[int]
-
-
-class Target:
-    """The text to reach, with the positions of each of its symbols as a bit mask."""
-
-    def __init__(self, symbols: Sequence[str]):
-        self.symbols = list(symbols)
-        self.full = (1 << len(self.symbols)) - 1
-        self.masks: dict[str, int] = {}
-        for position, symbol in enumerate(self.symbols):
-            self.masks[symbol] = self.masks.get(symbol, 0) | 1 << position
-
-    def first_column(self) -> Column:
-        return Column(self.full, 0)
-
-    def next_column(self, column: Column, symbol: str) -> Column:
-        """The column after one more source symbol."""
-        up, down = column
-        here = self.masks.get(symbol, 0)
-        diagonal = (((here & up) + up) ^ up) | here | down
-        right = (down | (self.full & ~(diagonal | up))) << 1 | 1
-        left = (diagonal & up) << 1
-        return Column((left | ~(diagonal | right)) & self.full, right & diagonal & self.full)
-
-    def columns(self, source: Sequence[str]) -> list[Column]:
-        """All len(source) + 1 columns."""
-        return list(accumulate(source, self.next_column, initial=self.first_column()))
+    def turned(self, size: int) -> "Move":
+        """The same of a text of `size` symbols that is read backwards."""
+        return Move(size - self.end, size - self.start, size - self.anchor)
 
 
 def edit_distance(source: Sequence[str], target: Sequence[str]) -> int:
     """Fewest insertions, deletions and substitutions of one symbol (Levenshtein)."""
-    goal = Target(target)
-    return _last_cell(len(source), goal.columns(source)[-1])
+    first, second = _as_texts(source, target)
+    goal = Target(second)
+    return last_cell(len(first), goal.after(goal.first_column(), first))
 
 
 def shift_edit_distance(source: Sequence[str], target: Sequence[str]) -> ShiftEdits:
@@ -104,17 +66,20 @@ def shift_edit_distance(source: Sequence[str], target: Sequence[str]) -> ShiftEd
         source: symbols (characters of a str, or words of a list) to start from.
         target: symbols to reach.
     """
-    goal, current = Target(target), list(source)
-    budget = Budget()
+    search = Search(*_as_texts(source, target))
     shifts = 0
-    while True:
-        columns = goal.columns(current)
-        distance = _last_cell(len(current), columns[-1])
-        shifted = _best_shift(current, goal, columns, distance, budget)
-        if shifted is None:
-            return ShiftEdits(shifts, distance)
-        current = shifted
+    while (move := search.best_move()) is not None:
+        search.make(move)
         shifts += 1
+    return ShiftEdits(shifts, search.distance)
+
+
+def _as_texts(source: Sequence[str], target: Sequence[str]) -> tuple[str, str]:
+    """Both with one character for each symbol."""
+    if isinstance(source, str) and isinstance(target, str):
+        return source, target
+    characters = {s: chr(i) for i, s in enumerate(dict.fromkeys([*source, *target]))}
+    return "".join(characters[s] for s in source), "".join(characters[s] for s in target)
 
 
 class Budget:
@@ -131,110 +96,112 @@ class Budget:
         return self.candidates >= 0 and self.columns >= 0
 
 
-def _best_shift(
-    source: list[str], target: Target, columns: list[Column], distance: int, budget: Budget
-) -> list[str] | None:
-    """The source after its most useful shift, or None when none lowers the distance."""
-    best, best_saving = None, 0
-    # No distance is below the difference in length.
-    most = distance - abs(len(source) - len(target.symbols))
-    alignment = _align(source, target, columns)
-    candidates = _candidates(_blocks(source, target, alignment), alignment)
-    for block, anchor in islice(candidates, MAX_TRIES):
-        if best_saving >= most:
-            break
-        # A block of L symbols that moves saves at most L deletions and L insertions.
-        if 2 * block.length <= best_saving:
-            continue
-        shifted, changed = _move(source, block, anchor)
-        if not budget.spend(len(source) - changed):
-            break
-        column = columns[changed]
-        for symbol in shifted[changed:]:
-            column = target.next_column(column, symbol)
-        saving = distance - _last_cell(len(shifted), column)
-        if saving > best_saving:
-            best, best_saving = shifted, saving
-    return best
+class Search:
+    """The source as it is after the moves so far, and its columns in both directions.
 
-
-def _candidates(blocks: list[Block], alignment: Alignment) -> Iterator[tuple[Block, int]]:
-    """Each block with the places it may go: after what precedes it, or before what follows it."""
-    for block in blocks:
-        ends = {alignment.anchors[block.goal], alignment.anchors[block.goal + block.length]}
-        for anchor in sorted(ends):
-            if not block.start <= anchor <= block.start + block.length:
-                yield block, anchor
-
-
-def _move(source: list[str], block: Block, anchor: int) -> tuple[list[str], int]:
-    """The source with `block` put before position `anchor`, and the first position that changed."""
-    end = block.start + block.length
-    moved = source[block.start : end]
-    if anchor < block.start:
-        return source[:anchor] + moved + source[anchor : block.start] + source[end:], anchor
-    return source[: block.start] + source[end:anchor] + moved + source[anchor:], block.start
-
-
-def _blocks(source: list[str], target: Target, alignment: Alignment) -> list[Block]:
-    """Blocks worth moving, the most promising first: wrong where they stand, missing where they go.
-
-    A block runs as far as source and target agree, or is one of the MAX_SUB_BLOCK shortest parts of
-    such a run, and holds an error on both sides (Snover's two conditions on shifts).
+    heads[i]: after its first i symbols; tails[i]: after its last i, read backwards.
     """
-    wrong_source = _running_count(alignment.source_errors)
-    wrong_target = _running_count(alignment.target_errors)
-    found = []
-    for start, goal, run in _runs(source, target):
-        for length in {*range(1, min(run, MAX_SUB_BLOCK) + 1), run}:
-            misplaced = wrong_source[start + length] - wrong_source[start]
-            missing = wrong_target[goal + length] - wrong_target[goal]
-            if misplaced and missing:
-                found.append(Block(-(misplaced + missing), -length, start, goal))
-    found.sort()
-    return [Block(-gain, -length, start, goal) for gain, length, start, goal in found]
+
+    def __init__(self, source: str, target: str):
+        self.source, self.budget, self.blocks = source, Budget(), Blocks(target)
+        self.target, self.turned = Target(target), Target(target[::-1])
+        self.heads = _columns(self.target, source, [self.target.first_column()])
+        self.tails = _columns(self.turned, source[::-1], [self.turned.first_column()])
+
+    @property
+    def distance(self) -> int:
+        return last_cell(len(self.source), self.heads[-1])
+
+    def best_move(self) -> Move | None:
+        """The most useful one, or None when none lowers the distance."""
+        alignment = align(self.source, self.target.text, self.heads)
+        moves = list(islice(self._moves(alignment), MAX_TRIES)) if self.distance else []
+        distance, size = self.distance, len(self.source)
+        most = distance - abs(size - len(self.target.text))  # no distance is below that of lengths
+        best, best_saving = None, 0
+        for move, shifted in zip(moves, self._distances(moves), strict=True):
+            if best_saving >= most:
+                break
+            # A block of L symbols that moves saves at most L deletions and L insertions.
+            if 2 * (move.end - move.start) <= best_saving:
+                continue
+            if not self.budget.spend(size - move.changed[0]):
+                break
+            if distance - shifted > best_saving:
+                best, best_saving = move, distance - shifted
+        return best
+
+    def make(self, move: Move) -> None:
+        """Move the block; heads before the change stay, and tails behind it."""
+        text, (first, last) = self.source, move.changed
+        block = text[move.start : move.end]
+        others = text[first : move.start] + text[move.end : last]
+        changed = block + others if move.anchor < move.start else others + block
+        self.source = text[:first] + changed + text[last:]
+        turned, behind = self.source[::-1], len(text) - last
+        self.heads = _columns(self.target, self.source, self.heads[: first + 1])
+        self.tails = _columns(self.turned, turned, self.tails[: behind + 1])
+
+    def _moves(self, alignment: Alignment) -> Iterator[Move]:
+        """Each block with the places it may go: after what precedes it, or before what follows."""
+        for block in self.blocks.best_first(self.source, alignment):
+            ends = {alignment.anchors[block.goal], alignment.anchors[block.goal + block.length]}
+            for anchor in sorted(ends):
+                if not block.start <= anchor <= block.start + block.length:
+                    yield Move(block.start, block.start + block.length, anchor)
+
+    def _distances(self, moves: list[Move]) -> list[int]:
+        """Of the texts after each move."""
+        if not moves:
+            return []
+        text, size = self.source, len(self.source)
+        forward = [move for move in moves if move.anchor > move.start]
+        back = [move.turned(size) for move in moves if move.anchor < move.start]
+        last = _moved(self.target, text, self.heads, forward)
+        first = _moved(self.turned, text[::-1], self.tails, back)
+        heads = [last.get(move) or self.heads[move.anchor] for move in moves]
+        tails = [first.get(m.turned(size)) or self.tails[size - m.anchor] for m in moves]
+        return least_sums(heads, tails, size, len(self.target.text))
 
 
-def _runs(source: list[str], target: Target) -> Iterator[tuple[int, int, int]]:
-    """(start, goal, length) for pairs of equal symbols: how far the texts agree from there."""
-    positions: dict[str, list[int]] = {}
-    for position, symbol in enumerate(target.symbols):
-        positions.setdefault(symbol, []).append(position)
-    reach = MAX_CELLS // max(len(source), 1)
-    following: dict[int, int] = {}
-    for start in range(len(source) - 1, -1, -1):
-        goals = positions.get(source[start], [])
-        near = goals[bisect_left(goals, start - reach) : bisect_right(goals, start + reach)]
-        following = {goal: following.get(goal + 1, 0) + 1 for goal in near}
-        for goal, length in following.items():
-            yield start, goal, length
+def _moved(
+    target: Target, text: str, columns: list[Column], moves: list[Move]
+) -> dict[Move, Column]:
+    """The column after each block that moved towards the end, behind what it passed.
+
+    Blocks that come from the same place pass the same symbols: their columns are computed as one.
+    """
+    found: dict[Move, Column] = {}
+    for group in _neighbours(moves):
+        blocks = sorted({(move.start, move.end) for move in group})
+        place = max(end for _, end in blocks)
+        lanes = target.lanes(len(blocks))
+        each = [target.after(columns[start], text[end:place]) for start, end in blocks]
+        column = lanes.joined(each)
+        for anchor in sorted({move.anchor for move in group}):
+            column, place = lanes.after(column, text[place:anchor]), anchor
+            for move in group:
+                if move.anchor == anchor:
+                    lane = lanes.lane(column, blocks.index((move.start, move.end)))
+                    found[move] = target.after(lane, text[move.start : move.end])
+    return found
 
 
-def _align(source: list[str], target: Target, columns: list[Column]) -> Alignment:
-    """Walk the table back from its last cell; equal symbols are always matched."""
-    i, j = len(source), len(target.symbols)
-    source_errors, target_errors, anchors = [True] * i, [True] * j, [0] * j + [i]
-    while i and j:
-        bit = 1 << (j - 1)
-        if source[i - 1] == target.symbols[j - 1]:
-            i, j = i - 1, j - 1
-            source_errors[i] = target_errors[j] = False
-            anchors[j] = i
-        elif columns[i].up & bit:
-            j -= 1
-            anchors[j] = i
-        elif columns[i - 1].down & bit:
-            i -= 1
+def _neighbours(moves: list[Move]) -> list[list[Move]]:
+    """Groups of moves from places that are near, none of them to within the others' blocks."""
+    groups: list[list[Move]] = []
+    nearest = 0
+    for move in sorted(moves, key=lambda move: move.end):
+        if groups and move.end <= min(groups[-1][0].end + NEAR, nearest):
+            groups[-1].append(move)
+            nearest = min(nearest, move.anchor)
         else:
-            i, j = i - 1, j - 1
-            anchors[j] = i
-    return Alignment(source_errors, target_errors, anchors)
+            groups.append([move])
+            nearest = move.anchor
+    return groups
 
 
-def _running_count(flags: list[bool]) -> list[int]:
-    return list(accumulate(flags, initial=0))
-
-
-def _last_cell(first: int, column: Column) -> int:
-    """The column's last cell, given its first one."""
-    return first + column.up.bit_count() - column.down.bit_count()
+def _columns(target: Target, text: str, known: list[Column]) -> list[Column]:
+    """The known ones, and those after each of the symbols that follow."""
+    target.after(known[-1], text[len(known) - 1 :], known)
+    return known

@@ -5,31 +5,33 @@
 
     inference_with_data_path("dev.json", batcher, "outputs.jsonl", batch_size=16)
 
-Each line has idx, query, history, response, the gold `answer` when the row has one, and `error`
-(with response null) when the row failed. Under `accelerate launch` or torchrun the processes share
-the rows. All rows of the input are held in memory; responses are not.
+Each line has idx, query, history, response, the gold `answer` when the row has one, `error` (with
+response null) when the row failed, and the row's other columns. Under `accelerate launch` or
+torchrun the processes share the rows. All rows of the input are held in memory; responses are not.
 """
 
 import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from main.errors import ConfigError
+from main.evaluation.answered_by import Record, Watch
+from main.evaluation.asking import Asker, Batcher, batches
+from main.evaluation.book import Book
 from main.evaluation.claims import Claims
 from main.evaluation.items import Item, items_of, read_items
-from main.evaluation.outputs import Appender, Counts, Outputs, encode_line
-from main.utils.processes import Place, decide, place, raise_together
+from main.evaluation.outputs import Counts, Outputs
+from main.predictor.answerer import hearing
+from main.system.disk import told
+from main.system.processes import Place, decide, place, raise_together
 
 logger = logging.getLogger("main.evaluation")
-
-# {"query": [...], "history": [[...], ...]} -> one response for each query, in order.
-Batcher = Callable[[dict[str, list[Any]]], list[str]]
 
 
 class InferenceSummary(NamedTuple):
@@ -41,17 +43,27 @@ class InferenceSummary(NamedTuple):
     seconds: float
 
 
-class Outcome(NamedTuple):
-    """What became of one row: a response, or the error."""
+class How(NamedTuple):
+    """How a run treats what is there and what comes; see inference_with_data."""
 
-    response: str | None
-    error: str | None
+    batch_size: int
+    overwrite: bool
+    retry_failed: bool
+    split_thoughts: bool
+    progress: bool | None
 
 
 class Plan(NamedTuple):
-    """What the main process decides: rows already done, the folder for claims, the input's hash."""
+    """What the main process decides.
+
+    done: rows that are answered already; worked: one of them that did not fail, if there is one.
+    record: who answered them.
+    claims: the folder for claims.
+    """
 
     done: set[int]
+    worked: int | None
+    record: Record
     claims: Path | None
     input_hash: str
 
@@ -64,6 +76,7 @@ def inference_with_data_path(
     *,
     overwrite: bool = False,
     retry_failed: bool = False,
+    split_thoughts: bool = False,
     progress: bool | None = None,
 ) -> InferenceSummary:
     """Answer the rows of a file; see inference_with_data for the arguments not named here.
@@ -79,9 +92,9 @@ def inference_with_data_path(
     """
     if Path(data_path).resolve() == Path(save_path).resolve():
         raise ConfigError(f"save_path={str(save_path)!r} is data_path itself; name another file.")
-    _check_arguments(batcher, batch_size)
-    items = read_items(data_path)
-    return _run(items, batcher, save_path, batch_size, overwrite, retry_failed, progress)
+    how = How(batch_size, overwrite, retry_failed, split_thoughts, progress)
+    _check_arguments(batcher, how)
+    return _run(read_items(data_path), batcher, save_path, how)
 
 
 def inference_with_data(
@@ -92,21 +105,27 @@ def inference_with_data(
     *,
     overwrite: bool = False,
     retry_failed: bool = False,
+    split_thoughts: bool = False,
     progress: bool | None = None,
 ) -> InferenceSummary:
     """Answer rows in memory, in their order, into `save_path`.
 
     A batch that fails is tried again row by row; a row that fails alone is noted with its error.
-    A run that was interrupted, however hard, goes on where it stopped when it is called again.
+    A run that was interrupted, however hard, goes on where it stopped when it is called again. Who
+    answered is noted by the predictors themselves, kept in `<save_path>.answered_by.json`, and
+    another model does not go on with the file.
 
     Args:
         data: rows as inference_with_data_path reads them.
         batcher: called with {"query": [...], "history": [[...], ...]} for up to `batch_size` rows;
-            returns one str for each query, in order.
+            returns one str for each query, in order. Rows that have tools or variables of the chat
+            template are asked together where these are the same, and they are further entries:
+            "tools", "enable_thinking".
         save_path: the file to write; its missing folders are made.
         batch_size: rows in one call of `batcher`.
         overwrite: start anew, and lose the responses that are in `save_path`.
         retry_failed: answer those rows again that failed in an earlier run.
+        split_thoughts: write what a response thinks in <think>...</think> into a field `thoughts`.
         progress: show a bar on standard error; None: when that is a terminal.
 
     Returns:
@@ -115,41 +134,33 @@ def inference_with_data(
     Raises:
         DataError: rows that cannot be used (all of them listed), or a `save_path` that belongs to
             other rows.
-        ConfigError: an argument that cannot work, or a batcher that returns something else than
-            one str for each query.
+        ConfigError: an argument that cannot work, a batcher that returns something else than one
+            str for each query, or a file that another model answered.
+        GenerationError: an engine that died, or the first three batches without an answered row;
+            these rows are not in the file.
+        DiskError: the file cannot be written.
     """
-    _check_arguments(batcher, batch_size)
-    items = items_of(data)
-    return _run(items, batcher, save_path, batch_size, overwrite, retry_failed, progress)
+    how = How(batch_size, overwrite, retry_failed, split_thoughts, progress)
+    _check_arguments(batcher, how)
+    return _run(items_of(data), batcher, save_path, how)
 
 
-def _run(
-    items: list[Item],
-    batcher: Batcher,
-    save_path: str | Path,
-    batch_size: int,
-    overwrite: bool,
-    retry_failed: bool,
-    progress: bool | None,
-) -> InferenceSummary:
+def _run(items: list[Item], batcher: Batcher, save_path: str | Path, how: How) -> InferenceSummary:
     started = time.monotonic()
     here = place()
-    outputs = Outputs(save_path, items)
+    outputs = Outputs(save_path, items, how.split_thoughts)
     try:
-        plan = decide(lambda: _plan(outputs, here, overwrite, retry_failed))
+        plan = decide(lambda: _plan(outputs, here, how))
         raise_together(_same_input(plan, outputs))
         todo = [item for item in items if item.idx not in plan.done]
-        path = outputs.save_path if here.size == 1 else outputs.part(here.rank)
-        claims = Claims(plan.claims)
-        with _bar(len(items), len(plan.done), progress, here) as bar:
-            error = _work(_batches(todo, batch_size), batcher, path, claims, bar)
-        raise_together(error)
-        counts: Counts = decide(outputs.finish)
+        raise_together(_work(todo, batcher, outputs, plan, how))
+        counts: Counts = decide(lambda: _finish(outputs))
     except KeyboardInterrupt:
         logger.warning("Interrupted. Run the same call again: it continues %s.", save_path)
         raise
     finally:
-        outputs.release()
+        with told(outputs.save_path):
+            outputs.release()
     summary = InferenceSummary(*counts, outputs.save_path, time.monotonic() - started)
     if here.is_main:
         print(
@@ -159,13 +170,26 @@ def _run(
     return summary
 
 
-def _plan(outputs: Outputs, here: Place, overwrite: bool, retry_failed: bool) -> Plan:
-    done = outputs.prepare(overwrite, retry_failed)
-    if here.size == 1:
-        return Plan(done, None, outputs.input_hash)
-    claims = outputs.folder / f"claims-{secrets.token_hex(4)}"
-    claims.mkdir()
-    return Plan(done, claims, outputs.input_hash)
+def _plan(outputs: Outputs, here: Place, how: How) -> Plan:
+    with told(outputs.save_path):
+        done, failed, record = outputs.prepare(how.overwrite, how.retry_failed)
+        claims = None
+        if here.size > 1:
+            claims = outputs.folder / f"claims-{secrets.token_hex(4)}"
+            claims.mkdir()
+    if len(done) == len(outputs.items):
+        again = "; retry_failed=True asks those again that failed" if failed else ""
+        logger.warning(
+            "%s: all %d rows were already answered, by %s%s. overwrite=True answers all anew.",
+            outputs.save_path, len(done), record, again,
+        )  # fmt: skip
+    worked = min(done - failed, default=None)
+    return Plan(done, worked, record, claims, outputs.input_hash)
+
+
+def _finish(outputs: Outputs) -> Counts:
+    with told(outputs.save_path):
+        return outputs.finish()
 
 
 def _same_input(plan: Plan, outputs: Outputs) -> ConfigError | None:
@@ -178,80 +202,39 @@ def _same_input(plan: Plan, outputs: Outputs) -> ConfigError | None:
 
 
 def _work(
-    batches: Iterable[list[Item]], batcher: Batcher, path: Path, claims: Claims, bar: tqdm
+    todo: list[Item], batcher: Batcher, outputs: Outputs, plan: Plan, how: How
 ) -> Exception | None:
     """Answer the batches that this process gets; the error that ended it, if one did."""
-    appender = Appender(path)
-    first, warned = bar.n, False
+    here, claims = place(), Claims(plan.claims)
+    path = outputs.save_path if here.size == 1 else outputs.part(here.rank)
+    asker = Asker(batcher, None if plan.worked is None else outputs.items[plan.worked])
+    watch = Watch(outputs.save_path, plan.record, len(plan.done), path)
     try:
-        for number, batch in enumerate(batches):
-            if not claims.take(number):
-                continue
-            outcomes = _answer(batcher, batch)
-            appender.append([encode_line(i, *o) for i, o in zip(batch, outcomes, strict=True)])
-            warned = warned or _warn_of_failure(batch, outcomes)
-            _advance(bar, len(batch), first, claims)
+        with (
+            told(path),
+            Book(path, how.split_thoughts) as book,
+            _bar(len(outputs.items), len(plan.done), how.progress, here) as bar,
+            hearing() as calls,
+        ):
+            for number, batch in enumerate(batches(todo, how.batch_size)):
+                if claims.take(number):
+                    outcomes = asker.ask(batch)
+                    watch.hear(calls)
+                    book.enter(outcomes)
+                    _advance(bar, len(batch), len(plan.done), claims)
+            book.enter(asker.rest())
     except Exception as error:
         claims.stop()
         return error
-    finally:
-        appender.close()
     return None
 
 
-def _warn_of_failure(batch: list[Item], outcomes: list[Outcome]) -> bool:
-    for item, outcome in zip(batch, outcomes, strict=True):
-        if outcome.error is not None:
-            logger.warning(
-                "Row %d failed: %s. Its line says so; further failures are only counted.",
-                item.idx,
-                outcome.error,
-            )
-            return True
-    return False
-
-
-def _answer(batcher: Batcher, batch: list[Item]) -> list[Outcome]:
-    """Outcomes in order; rows one by one when the batch as a whole fails."""
-    try:
-        responses = batcher(_arguments(batch))
-    except Exception as error:
-        if len(batch) > 1:
-            return [_answer(batcher, [item])[0] for item in batch]
-        return [Outcome(None, f"{type(error).__name__}: {error}")]
-    _check_responses(responses, len(batch))
-    return [Outcome(response, None) for response in responses]
-
-
-def _arguments(batch: Sequence[Item]) -> dict[str, list[Any]]:
-    """Copies, so that a batcher may change what it gets."""
-    copied = [[dict(message) for message in item.history] for item in batch]
-    return {"query": [item.query for item in batch], "history": copied}
-
-
-def _check_responses(responses: Any, expected: int) -> None:
-    need = f"it must return a list with one str for each of the {expected} queries, in order"
-    if not isinstance(responses, list | tuple):
-        raise ConfigError(f"batcher returned a {type(responses).__name__}; {need}.")
-    if len(responses) != expected:
-        raise ConfigError(
-            f"batcher returned {len(responses)} responses for {expected} queries; {need}."
-        )
-    wrong = [type(response).__name__ for response in responses if not isinstance(response, str)]
-    if wrong:
-        raise ConfigError(f"batcher returned a list with a {wrong[0]} in it; {need}.")
-
-
-def _check_arguments(batcher: Any, batch_size: Any) -> None:
+def _check_arguments(batcher: Any, how: How) -> None:
     if not callable(batcher):
         raise ConfigError(f"batcher={batcher!r} must be a function of one dict.")
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size!r} must be an integer of at least 1.")
-
-
-def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
+    size = how.batch_size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigError(f"batch_size={size!r} must be an integer of at least 1.")
 
 
 def _bar(total: int, done: int, progress: bool | None, here: Place) -> tqdm:

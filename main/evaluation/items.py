@@ -1,16 +1,25 @@
 """Rows of a data file, in any format of the library -> questions with their gold answers."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from main.errors import DataError
 from main.loaders.files import read_rows, row_word
-from main.loaders.messages import dialogue_problems
+from main.loaders.format import Question
+from main.loaders.question import text_question
+from main.loaders.registry import LOADERS, find_format
 from main.loaders.report import Report
+from main.loaders.strict_json import NotJson, check_shape
 from main.vision import locate_visuals
 
-_KINDS = ("conversations", "prompt", "context", "query")
+logger = logging.getLogger("main.evaluation")
+
+# Fields of a line of responses, which no column of a row may stand for.
+OWN = ("idx", "query", "history", "response", "thoughts", "answer", "error")
+GOLD = ("gold_answers", "answer", "anwer", "target", "completion")
 
 
 class Item(NamedTuple):
@@ -20,12 +29,16 @@ class Item(NamedTuple):
     query: the last user turn: its text, or the message where it is more than text.
     history: the messages before it.
     answer: the gold answer or answers; None where the row has none.
+    columns: the row's other fields.
+    more: further arguments of the call that asks it: the row's tools and template variables.
     """
 
     idx: int
     query: str | dict[str, Any] | list[Any]
     history: list[Any]
     answer: str | list[Any] | None
+    columns: Mapping[str, Any] = MappingProxyType({})
+    more: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_items(path: str | Path) -> list[Item]:
@@ -52,17 +65,41 @@ def _items(
     rows: Iterator[tuple[int, Mapping[str, Any]]], report: Report, path: Path, word: str
 ) -> list[Item]:
     items: list[Item] = []
+    unkept: dict[str, None] = {}
     for number, row in rows:
-        problems = _problems(row)
-        if problems:
-            _refuse(report, number, problems)
+        item = _item(len(items), row)
+        if isinstance(item, list):
+            _refuse(report, number, item)
         else:
             report.rows += 1
-            items.append(_item(len(items), row))
+            columns = _columns(row, item.answer)
+            unkept |= dict.fromkeys(name for name in OWN if name in columns)
+            kept = {name: value for name, value in columns.items() if name not in OWN}
+            items.append(item._replace(columns=kept))
     report.raise_bad(path, word)
     if not items:
         raise DataError(f"{path} has no rows: there is nothing to answer.")
+    if unkept:
+        logger.warning(
+            "Columns of the rows that are not kept: %s. The lines of responses have fields of "
+            "these names.",
+            ", ".join(map(repr, unkept)),
+        )
     return items
+
+
+def _columns(row: Mapping[str, Any], gold: Any) -> dict[str, Any]:
+    """What a row has beside its question and its gold answer."""
+    form = find_format(row)
+    marks = form.marks if form else [("query",)]
+    asked = {mark[0] for mark in marks if all(field in row for field in mark)}
+    if form is None:
+        asked.add("history")
+    return {
+        str(name): value
+        for name, value in row.items()
+        if name not in asked and not (name in GOLD and value is gold)
+    }
 
 
 def _locate_images(item: Item, folder: Path) -> None:
@@ -76,38 +113,47 @@ def _refuse(report: Report, number: int, problems: list[str]) -> None:
     report.refuse(number, problems)
 
 
-def _problems(row: Any) -> list[str]:
+def _item(idx: int, row: Any) -> Item | list[str]:
+    """The row's question as its own format reads it, or what keeps it from being asked."""
     if not isinstance(row, Mapping):
         return [f"a row must be an object; found {type(row).__name__}."]
-    if "conversations" in row:
-        return _dialogue_problems(row["conversations"], "conversations")
-    if isinstance(row.get("prompt"), list):
-        return _dialogue_problems(row["prompt"], "prompt")
-    for name in ("prompt", "context"):
-        if name in row:
-            return _text_problems(row[name], name)
+    try:
+        check_shape(row)
+    except NotJson as error:
+        return [str(error)]
+    form = find_format(row)
+    if form is None:
+        return _plain_item(idx, row)
+    question = form.question(dict(row))
+    return question if isinstance(question, list) else _of_question(idx, question)
+
+
+def _of_question(idx: int, question: Question) -> Item:
+    if isinstance(question.prompt, str):
+        return Item(idx, question.prompt, [], question.gold)
+    more = {**(question.variables or {}), **({"tools": question.tools} if question.tools else {})}
+    *history, last = question.prompt
+    plain = last["role"] == "user" and isinstance(last["content"], str)
+    query = last["content"] if plain else last
+    return Item(idx, query, history, question.gold, more=more)
+
+
+def _plain_item(idx: int, row: Mapping[str, Any]) -> Item | list[str]:
+    """{"query": ..., "history": [...]}: what a predictor takes, which is no format of training."""
     if "query" in row:
-        return _query_problems(row["query"]) + _history_problems(row.get("history"))
-    return [f"a row needs one of {', '.join(map(repr, _KINDS))}; found {sorted(map(str, row))}."]
-
-
-def _dialogue_problems(messages: Any, field: str) -> list[str]:
-    question = messages[:-1] if _ends_with_answer(messages) else messages
-    if isinstance(messages, list) and messages and not question:
-        return [f"'{field}' has an answer and no user turn before it."]
-    return dialogue_problems(question, field, "question")
-
-
-def _text_problems(text: Any, field: str) -> list[str]:
-    if not isinstance(text, str):
-        return [f"'{field}' must be a string; found {type(text).__name__}."]
-    return [] if text.strip() else [f"'{field}' is empty."]
+        problems = _query_problems(row["query"]) + _history_problems(row.get("history"))
+        gold = row.get("answer", row.get("anwer"))
+        return problems or Item(idx, row["query"], list(row.get("history") or []), gold)
+    names = [form.marks[0][0] for form in reversed(LOADERS.values())]
+    fields = ", ".join(map(repr, dict.fromkeys([*names, "query"])))
+    return [f"a row needs one of {fields}; found {sorted(map(str, row))}."]
 
 
 def _query_problems(query: Any) -> list[str]:
     if isinstance(query, Mapping | list):
         return [] if query else ["'query' is empty."]
-    return _text_problems(query, "query")
+    question = text_question(query, "query")
+    return question if isinstance(question, list) else []
 
 
 def _history_problems(history: Any) -> list[str]:
@@ -120,30 +166,3 @@ def _history_problems(history: Any) -> list[str]:
         for i, message in enumerate(history)
         if not (isinstance(message, Mapping) and "role" in message)
     ]
-
-
-def _item(idx: int, row: Mapping[str, Any]) -> Item:
-    gold = row.get("answer", row.get("anwer"))
-    if "conversations" in row:
-        return _from_dialogue(idx, row["conversations"], row.get("gold_answers"))
-    if isinstance(row.get("prompt"), list):
-        return _from_dialogue(idx, row["prompt"], gold)
-    if "prompt" in row:
-        return Item(idx, row["prompt"], [], gold)
-    if "context" in row:
-        return Item(idx, row["context"], [], row.get("target"))
-    return Item(idx, row["query"], list(row.get("history") or []), gold)
-
-
-def _from_dialogue(idx: int, messages: list[Any], gold: Any) -> Item:
-    if _ends_with_answer(messages):
-        gold = messages[-1].get("content") if gold is None else gold
-        messages = messages[:-1]
-    last = messages[-1]
-    plain = last["role"] == "user" and isinstance(last["content"], str)
-    return Item(idx, last["content"] if plain else last, list(messages[:-1]), gold)
-
-
-def _ends_with_answer(messages: Any) -> bool:
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    return isinstance(last, Mapping) and last.get("role") == "assistant"

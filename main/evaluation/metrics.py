@@ -1,6 +1,6 @@
 """Scores of generated text against references: the guide's, or with `standard=True` the field's."""
 
-import warnings
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +9,8 @@ from prettytable import PrettyTable
 from main.errors import DataError
 from main.evaluation.guide import GuideScorer
 from main.evaluation.standard import standard_scores
-from main.evaluation.words import is_chinese
+
+logger = logging.getLogger("main.evaluation")
 
 # One reference, or several.
 Reference = str | Sequence[str]
@@ -18,7 +19,7 @@ Reference = str | Sequence[str]
 def evaluate_all_metrics(
     tokenizer: Any,
     references: Reference,
-    generated: str,
+    generated: str | None,
     intensive: bool = False,
     standard: bool = False,
     *,
@@ -29,7 +30,7 @@ def evaluate_all_metrics(
     Args:
         tokenizer: BLEU is taken on its ids, the special ones included (not used by `standard`).
         references: one text, or a list of texts.
-        generated: the text to score; an empty one scores 0 (TER 1).
+        generated: the text to score; an empty one, and None, scores 0 (TER 1).
         intensive: for languages without spaces between words: ROUGE over words found by jieba.
         standard: sacreBLEU's and rouge_score's definitions instead of the guide's, see standard.py.
         bleu_tokenizer: with `standard`, the tokenizer of sacreBLEU's BLEU.
@@ -47,14 +48,13 @@ def evaluate_all_metrics(
         return standard_scores(
             rows, texts, chinese=intensive or None, bleu_tokenizer=bleu_tokenizer
         )
-    _warn_of_chinese(rows, intensive)
     return GuideScorer(tokenizer, intensive).score(rows[0], texts[0])
 
 
 def evaluate_generation(
     tokenizer: Any,
     references: Sequence[Reference],
-    generated: Sequence[str],
+    generated: Sequence[str | None],
     intensive: bool = False,
     standard: bool = False,
     *,
@@ -68,7 +68,8 @@ def evaluate_generation(
     Args:
         tokenizer, intensive, standard, bleu_tokenizer: as in evaluate_all_metrics.
         references: for each row one text or a list of texts.
-        generated: the text of each row; empty ones count.
+        generated: the text of each row; empty ones count, and so does None, what batch inference
+            writes for a row that failed.
         n_bootstrap: with `standard`, resamples behind the 95% intervals; 0 for none.
         seed: of those resamples.
         show: print the table.
@@ -91,7 +92,6 @@ def evaluate_generation(
             seed=seed,
         )
     else:
-        _warn_of_chinese(rows, intensive)
         scores = _means(GuideScorer(tokenizer, intensive), rows, texts)
     if show:
         print(score_table(scores))
@@ -112,7 +112,7 @@ def score_table(scores: dict[str, Any]) -> str:
 
 
 def _means(scorer: GuideScorer, rows: list[list[str]], texts: list[str]) -> dict[str, float]:
-    scores = [scorer.score(row, text) for row, text in zip(rows, texts, strict=True)]
+    scores = scorer.scores(rows, texts)
     return {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
 
 
@@ -132,7 +132,15 @@ def _checked(references: Any, generated: Any) -> tuple[list[list[str]], list[str
     if not generated:
         raise DataError("references and generated are empty: there is nothing to evaluate.")
     rows = [_checked_references(index, entry) for index, entry in enumerate(references)]
-    return rows, [_checked_text(f"generated[{i}]", text) for i, text in enumerate(generated)]
+    failed = sum(text is None for text in generated)
+    if failed:
+        logger.warning(
+            "%d of %d rows have no generated text (None): they are scored as empty answers.",
+            failed,
+            len(generated),
+        )
+    texts = ["" if text is None else text for text in generated]
+    return rows, [_checked_text(f"generated[{i}]", text) for i, text in enumerate(texts)]
 
 
 def _checked_references(index: int, entry: Any) -> list[str]:
@@ -145,15 +153,5 @@ def _checked_references(index: int, entry: Any) -> list[str]:
 
 def _checked_text(name: str, text: Any) -> str:
     if not isinstance(text, str):
-        hint = "; write '' where there is no text" if text is None else ""
-        raise DataError(f"{name} is {text!r}, and must be a str, not {type(text).__name__}{hint}.")
+        raise DataError(f"{name} is {text!r}, and must be a str, not {type(text).__name__}.")
     return text
-
-
-def _warn_of_chinese(rows: list[list[str]], intensive: bool) -> None:
-    if not intensive and is_chinese(text for row in rows for text in row):
-        warnings.warn(
-            "The references are Chinese and intensive=False: ROUGE leaves every Chinese character "
-            "out. Pass intensive=True.",
-            stacklevel=3,
-        )

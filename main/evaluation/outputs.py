@@ -2,30 +2,29 @@
 
 While a run is unfinished the folder `<save_path>.parts` stands beside the file:
 
-    lock               held by the run that writes; the system lets it go when the process dies
+    lock               held by the run that writes, see `main.system.locks`
     input.json         number and hash of the input's rows: what the lines are answers to
     part-<rank>.jsonl  the lines of each of several processes; a single one writes to the file
+
+What stays is the file, and who answered it: see `main.evaluation.answered_by`.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from main.errors import ConfigError, DataError
+from main.errors import ConfigError, DataError, InUseError
+from main.evaluation import answered_by
 from main.evaluation.items import Item
-from main.utils.disk import appearing, flush
+from main.evaluation.lines import START, Reply, encode_line, to_json
+from main.system.disk import appearing
+from main.system.locks import Lock, take
 
 _LOCK, _STAMP = "lock", "input.json"
-_START = b'{"idx": '  # of every line that encode_line makes
-# What str.splitlines takes for the end of a line and JSON leaves as it is.
-_SEPARATORS = re.compile("[\x85\u2028\u2029]")
 _WAY_OUT = "Name another file, or lose this one with overwrite=True."
 
 
@@ -34,6 +33,14 @@ class Counts(NamedTuple):
 
     rows: int
     failed: int
+
+
+class Earlier(NamedTuple):
+    """What earlier runs left: rows that are done, those of them that failed, who answered."""
+
+    done: set[int]
+    failed: set[int]
+    record: answered_by.Record
 
 
 class Line(NamedTuple):
@@ -46,62 +53,29 @@ class Line(NamedTuple):
     size: int
 
 
-def encode_line(item: Item, response: str | None, error: str | None) -> bytes:
-    """One row of the file: exactly one line of UTF-8, whatever its texts contain."""
-    row = {"idx": item.idx, "query": item.query, "history": item.history, "response": response}
-    if item.answer is not None:
-        row["answer"] = item.answer
-    if error is not None:
-        row["error"] = error
-    return _encode(row) + b"\n"
-
-
-def _encode(value: Any) -> bytes:
-    text = json.dumps(value, ensure_ascii=False, default=lambda other: f"<{type(other).__name__}>")
-    text = _SEPARATORS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-    # Half of a surrogate pair has no UTF-8; Python's escape of it is JSON's as well.
-    return text.encode("utf-8", "backslashreplace")
-
-
-class Appender:
-    """Adds lines to the end of a file; `append` returns when they are on the disk."""
-
-    def __init__(self, path: Path):
-        # Unbuffered: closing after a failed write has nothing left to write.
-        self._stream = path.open("ab", buffering=0)
-        flush(path.parent)
-
-    def append(self, lines: Sequence[bytes]) -> None:
-        data = memoryview(b"".join(lines))
-        while data:
-            data = data[self._stream.write(data) :]
-        os.fsync(self._stream.fileno())
-
-    def close(self) -> None:
-        self._stream.close()
-
-
 class Outputs:
     """The file of responses to `items`, and the folder of an unfinished run beside it.
 
     `prepare`, `finish` and `release` are for the main process; the others use only the paths.
+    split: thoughts stand in a field of their own.
     """
 
-    def __init__(self, save_path: str | Path, items: Sequence[Item]):
+    def __init__(self, save_path: str | Path, items: Sequence[Item], split: bool = False):
+        self.split = split
         self.save_path = Path(save_path)
         if self.save_path.is_dir():
             raise ConfigError(f"save_path={str(save_path)!r} is a folder; name a file in it.")
         self.items = items
         self.folder = self.save_path.with_name(f"{self.save_path.name}.parts")
         self.input_hash = _hash(items)
-        self._lock: BinaryIO | None = None
+        self._lock: Lock | None = None
 
     def part(self, rank: int) -> Path:
         """Where one of several processes writes its lines."""
         return self.folder / f"part-{rank}.jsonl"
 
-    def prepare(self, overwrite: bool, retry_failed: bool) -> set[int]:
-        """Take the file for this run; returns the rows that are answered already.
+    def prepare(self, overwrite: bool, retry_failed: bool) -> Earlier:
+        """Take the file for this run; returns what is there already.
 
         Raises:
             ConfigError: another run has it.
@@ -111,19 +85,23 @@ class Outputs:
         if overwrite:
             self._empty(keep={_LOCK})
             self.save_path.unlink(missing_ok=True)
+            answered_by.record_path(self.save_path).unlink(missing_ok=True)
         lines = self._lines()
         self._check_input(lines)
         kept = [line for line in lines if not (line.failed and retry_failed)]
+        record = self._record(kept)
         self._write_stamp()
         self._settle(kept)
         self._empty(keep={_LOCK, _STAMP})
-        return {line.idx for line in kept}
+        failed = {line.idx for line in kept if line.failed}
+        return Earlier({line.idx for line in kept}, failed, record)
 
     def finish(self) -> Counts:
         """Put all lines into the file, in the order of the rows, and end the unfinished run."""
         lines = self._lines()
         assert [line.idx for line in lines] == list(range(len(self.items)))
         self._settle(lines)
+        self._record(lines)
         self._empty(keep={_LOCK})
         return Counts(len(lines), sum(line.failed for line in lines))
 
@@ -131,8 +109,7 @@ class Outputs:
         """Let other runs have the file; does nothing in a process that does not hold it."""
         if self._lock is None:
             return
-        with self._lock:
-            (self.folder / _LOCK).unlink(missing_ok=True)
+        self._lock.release()
         self._lock = None
         with contextlib.suppress(OSError):  # not empty: the run is unfinished
             self.folder.rmdir()
@@ -140,35 +117,31 @@ class Outputs:
     # -- the lock
 
     def _acquire(self) -> None:
-        path = self.folder / _LOCK
-        while self._lock is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            stream = path.open("ab")
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.close()
-                raise ConfigError(
-                    f"Another run is writing {self.save_path}. Wait for it, or name another file."
-                ) from None
-            if _stands(stream, path):
-                self._lock = stream
-            else:  # its last holder removed it just before it became ours
-                stream.close()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = take(self.folder / _LOCK, "a run")
+        except InUseError as error:
+            raise ConfigError(
+                f"Another run is writing {self.save_path}. Wait for it, or name another file. "
+                f"({error})"
+            ) from error
 
     # -- the lines that are there
 
     def _lines(self) -> list[Line]:
         """All complete lines, by row; a row that stands in two files is taken once."""
-        files = [self.save_path, *sorted(self.folder.glob("part-*.jsonl"))]
-        found = {line.idx: line for path in files if path.exists() for line in self._scan(path)}
+        there = [path for path in self._files() if path.exists()]
+        found = {line.idx: line for path in there for line in self._scan(path)}
         return [found[idx] for idx in sorted(found)]
+
+    def _files(self) -> list[Path]:
+        return [self.save_path, *sorted(self.folder.glob("part-*.jsonl"))]
 
     def _scan(self, path: Path) -> Iterator[Line]:
         start = 0
         with path.open("rb") as stream:
             for number, raw in enumerate(stream, start=1):
-                cut = not raw.endswith(b"\n") and raw[: len(_START)] == _START[: len(raw)]
+                cut = not raw.endswith(b"\n") and raw[: len(START)] == START[: len(raw)]
                 if not cut:  # the row of a line cut short by a crash is answered again
                     row = _parse(raw, f"{path} line {number}")
                     self._check_question(row, f"{path} line {number}")
@@ -179,9 +152,14 @@ class Outputs:
         idx = row["idx"]
         if idx >= len(self.items):
             return  # of a longer input, which is refused as a whole
-        expected = encode_line(self.items[idx], row["response"], row.get("error"))
-        if row != json.loads(expected):
+        reply = Reply(row["response"], row.get("error"), row.get("thoughts"))
+        if row != json.loads(encode_line(self.items[idx], reply)):
             raise DataError(f"{place} answers another question than row {idx} has now. {_WAY_OUT}")
+        if reply.error is None and (reply.thoughts is not None) != self.split:
+            raise ConfigError(
+                f"{place} was written with split_thoughts={not self.split}, and now it is "
+                f"{self.split}. {_WAY_OUT}"
+            )
 
     def _check_input(self, lines: list[Line]) -> None:
         stamp = self._read_stamp()
@@ -198,11 +176,20 @@ class Outputs:
 
     def _write_stamp(self) -> None:
         with appearing(self.folder / _STAMP) as new:
-            new.write_bytes(_encode({"rows": len(self.items), "sha256": self.input_hash}))
+            new.write_bytes(to_json({"rows": len(self.items), "sha256": self.input_hash}))
 
     def _read_stamp(self) -> dict[str, Any] | None:
         path = self.folder / _STAMP
         return json.loads(path.read_bytes()) if path.exists() else None
+
+    def _record(self, lines: list[Line]) -> answered_by.Record:
+        """Who answered these lines, as it now stands beside the file."""
+        if not lines:
+            answered_by.record_path(self.save_path).unlink(missing_ok=True)
+            return answered_by.Record()
+        record = answered_by.read(self._files())
+        answered_by.write(record, self.save_path)
+        return record
 
     def _empty(self, keep: set[str]) -> None:
         for path in self.folder.iterdir():
@@ -237,20 +224,21 @@ class Outputs:
 def _hash(items: Sequence[Item]) -> str:
     digest = hashlib.sha256()
     for item in items:
-        digest.update(encode_line(item, None, None))
+        try:
+            digest.update(encode_line(item, Reply(None)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"row {item.idx + 1} cannot be written as JSON: {error}. Give texts, numbers, "
+                "lists and objects with texts as keys."
+            ) from error
     return digest.hexdigest()
 
 
 def _parse(raw: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not (isinstance(row, dict) and isinstance(row.get("idx"), int) and "response" in row):
         raise DataError(f"{place} is not a line of responses: {raw[:40]!r}. {_WAY_OUT}")
     return row
-
-
-def _stands(stream: BinaryIO, path: Path) -> bool:
-    """Whether the open file still has this name."""
-    return path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat())

@@ -10,14 +10,15 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics import BLEU, CHRF
 
 from main.errors import ConfigError
 from main.evaluation.meteor import meteor, meteor_signature
+from main.evaluation.rouge import Rouge
+from main.evaluation.ter import FastTER
 from main.evaluation.words import CharactersAndWords, is_chinese, segment, split
 
-ROUGE_TYPES = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
+ROUGE_ORDERS = (1, 2)
 
 
 class Measure(NamedTuple):
@@ -96,7 +97,7 @@ def _sacre_metrics(chinese: bool, bleu_tokenizer: str, one_row: bool) -> dict[st
     return {
         "BLEU": BLEU(tokenize=bleu_tokenizer, effective_order=one_row),
         "chrF": CHRF(),
-        "TER": TER(normalized=True, asian_support=True) if chinese else TER(),
+        "TER": FastTER(normalized=True, asian_support=True) if chinese else FastTER(),
     }
 
 
@@ -115,15 +116,20 @@ def _sacre(metric: Any, references: Sequence[Sequence[str]], generated: Sequence
 
 
 def _rouge(references: Sequence[Sequence[str]], generated: Sequence[str]) -> dict[str, Measure]:
-    scorer = RougeScorer(list(ROUGE_TYPES.values()), tokenizer=CharactersAndWords())
-    rows = [scorer.score_multi(row, text) for row, text in zip(references, generated, strict=True)]
+    rouge = Rouge(ROUGE_ORDERS, CharactersAndWords())
+    scored = [
+        [rouge.score(reference, text) for reference in row]
+        for row, text in zip(references, generated, strict=True)
+    ]
     signature = (
         "multiref:best|value:F|tok:words+CJK characters|stemmer:porter|mean:rows|"
         f"rouge_score:{version('rouge_score')}"
     )
     return {
-        name: Measure(np.array([[row[kind].fmeasure] for row in rows]), _mean, signature)
-        for name, kind in ROUGE_TYPES.items()
+        name: Measure(
+            np.array([[max(one[name] for one in row)] for row in scored]), _mean, signature
+        )
+        for name in scored[0][0]
     }
 
 

@@ -2,19 +2,26 @@
 
 import functools
 import logging
-import re
+import unicodedata
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
+import regex
 from nltk.stem.porter import PorterStemmer
 from rouge_score.tokenizers import Tokenizer
 
-# Han ideographs with their extensions, and kana: scripts written without spaces.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
-_CHARACTER_OR_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+")
-_WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+_LETTER = r"[\p{L}\p{N}]"
+# Ideographs and syllabaries of Chinese and Japanese: written without spaces, each with a meaning.
+_UNSPACED = rf"(?={_LETTER})[\p{{scx=Han}}\p{{scx=Hira}}\p{{scx=Kana}}\p{{scx=Bopo}}]"
+_SPACED = rf"(?!{_UNSPACED})"
+# A vowel sign, an accent or a tone belongs to the letter before it.
+_CHARACTER = rf"{_UNSPACED}\p{{M}}*"
+_WORD = rf"{_SPACED}{_LETTER}(?:{_SPACED}[\p{{L}}\p{{N}}\p{{M}}])*"
+_UNSPACED_CHARACTER = regex.compile(_UNSPACED)
+_SPACED_WORD = regex.compile(_WORD)
+_CHARACTER_OR_WORD = regex.compile(f"{_CHARACTER}|{_WORD}")
+_WORD_OR_MARK = regex.compile(r"[\p{L}\p{N}\p{M}_]+|[^\p{L}\p{N}\p{M}_\s]")
 _stemmer = PorterStemmer()
 
 
@@ -29,8 +36,18 @@ def is_chinese(texts: Iterable[str]) -> bool:
 
 
 def segment(text: str) -> list[str]:
-    """Words and punctuation marks of Chinese (or mixed) text, by jieba; blanks are dropped."""
-    return [word for word in _jieba().cut(text) if not word.isspace()]
+    """Words and punctuation marks of Chinese (or mixed) text, by jieba; blanks are dropped.
+
+    Words of other alphabets, which jieba would cut into letters, stay whole.
+    """
+    words: list[str] = []
+    end = 0
+    for found in _SPACED_WORD.finditer(text):
+        if not found[0].isascii():
+            words += [*_jieba().cut(text[end : found.start()]), found[0]]
+            end = found.end()
+    words += _jieba().cut(text[end:])
+    return [word for word in words if not word.isspace()]
 
 
 def split(text: str) -> list[str]:
@@ -47,15 +64,18 @@ class SegmentedWords(Tokenizer):
 
 
 class CharactersAndWords(Tokenizer):
-    """For rouge_score: every Han or kana character by itself, other words whole.
+    """For rouge_score: every ideograph and kana by itself, other runs of letters, marks and digits.
 
-    On ASCII text these are the tokens that rouge_score's own tokenizer gives with its stemmer.
+    On ASCII text these are the tokens that rouge_score's own tokenizer gives with its stemmer. A
+    letter with an accent is the same in one code point and in two.
     """
 
     def tokenize(self, text: str) -> list[str]:
-        return [_stem(word) for word in _CHARACTER_OR_WORD.findall(text.lower())]
+        folded = unicodedata.normalize("NFC", text.lower())
+        return [_stem(word) for word in _CHARACTER_OR_WORD.findall(folded)]
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> str:
     """The Porter stem of a word of over three letters, the rule of rouge_score."""
     return _stemmer.stem(word) if len(word) > 3 else word

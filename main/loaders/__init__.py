@@ -1,17 +1,29 @@
 """Data sets by name, their row formats, and what becomes of a row: token ids and loss masks."""
 
+from main.dialogue.template import ChatTemplate
 from main.loaders.cache import load_dataset_split
 from main.loaders.files import read_rows, row_word
-from main.loaders.registry import LOADERS, get_loader, resolve
-from main.loaders.template import ChatTemplate, get_template
+from main.loaders.format import Format, Question
+from main.loaders.registry import (
+    LOADERS,
+    OWN_LOADERS,
+    get_loader,
+    get_template,
+    register,
+    resolve,
+)
 
 __all__ = [
     "LOADERS",
+    "OWN_LOADERS",
     "ChatTemplate",
+    "Format",
+    "Question",
     "get_loader",
     "get_template",
     "load_dataset_split",
     "read_rows",
+    "register",
     "resolve",
     "row_word",
 ]

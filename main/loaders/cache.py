@@ -8,20 +8,23 @@ encoded in batches and written at once, so that a file of any size needs the mem
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from main.dialogue.plain import PlainText
+from main.dialogue.template import ChatTemplate
 from main.errors import DataError
+from main.loaders.fields import visual_parts
 from main.loaders.files import read_rows, row_word
 from main.loaders.format import Format, Numbered
-from main.loaders.plain import PlainText
 from main.loaders.registry import get_loader
 from main.loaders.report import Report
-from main.loaders.template import ChatTemplate
-from main.utils.disk import appearing
-from main.utils.processes import one_first
-from main.vision import locate_visuals
+from main.system.disk import appearing, told
+from main.system.locks import beside, in_turn
+from main.system.processes import one_first
+from main.vision import locate_sources, locate_visuals
 
 if TYPE_CHECKING:
     import datasets
@@ -53,14 +56,19 @@ def load_dataset_split(
         MissingFileError: no such file.
         DataError: rows that cannot be used, all of them in one message (the first 20 and the
             count); or no row at all.
+        DiskError: the cache cannot be written.
     """
     path = Path(path)
     form = get_loader(loader) if isinstance(loader, str) else loader
     word = row_word(path)
     target = cache_folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
-    dataset, report = one_first(
-        lambda: _open(target) or _build(path, word, form, template, max_length, target)
-    )
+
+    def build() -> tuple["datasets.Dataset", Report]:
+        """Of processes that want the same file at once one makes it, and the others wait."""
+        with in_turn(beside(target), f"the encoding of {path}"):
+            return _open(target) or _build(path, word, form, template, max_length, target)
+
+    dataset, report = one_first(lambda: _open(target) or build())
     report.log(path, word, max_length)
     return dataset
 
@@ -81,8 +89,8 @@ def _build(
         report.raise_bad(path, word)
         if not count:
             raise DataError(_why_empty(path, word, report, max_length))
-        digest = _digest(temporary)
-    _write_stamp(target, {"sha256": digest, "rows": report.rows, "fates": report.fates})
+        digest = file_digest(temporary)
+    _write_stamp(target, asdict(report) | {"sha256": digest})
     opened = _open(target)
     if opened is None:
         raise DataError(f"{target} changed while it was written; is the disk sound?")
@@ -115,17 +123,24 @@ def _valid_rows(path: Path, form: Format, report: Report) -> Iterator[Numbered]:
         if problems:
             report.refuse(number, problems)
         else:
+            report.note_unread(form.unread(row))
             yield number, row
 
 
 def _located(row: dict[str, Any], folder: Path) -> list[str]:
     """Make the paths of images absolute; a sentence for each that does not exist."""
+    lists = visual_parts(row)
     dialogues = {name: value for name, value in row.items() if _is_dialogue(value)}
-    return [
+    problems = [
         f"'{name}': {problem}"
         for name, dialogue in dialogues.items()
+        if name not in lists
         for problem in locate_visuals(dialogue, folder)
     ]
+    for name, sources in lists.items():
+        row[name], missing = locate_sources(sources, folder)
+        problems += [f"'{name}': {problem}" for problem in missing]
+    return problems
 
 
 def _is_dialogue(value: Any) -> bool:
@@ -170,12 +185,13 @@ def _open(target: Path) -> tuple["datasets.Dataset", Report] | None:
     stamp = _stamp_path(target)
     try:
         noted = json.loads(stamp.read_text(encoding="utf-8"))
-        if noted["sha256"] != _digest(target):
+        if noted["sha256"] != file_digest(target) or "unread" not in noted:
             return None
     except (OSError, ValueError, KeyError):
         return None
     fates = {fate: (count, first) for fate, (count, first) in noted["fates"].items()}
-    return datasets.Dataset.from_file(str(target)), Report(rows=noted["rows"], fates=fates)
+    report = Report(rows=noted["rows"], fates=fates, unread=noted["unread"])
+    return datasets.Dataset.from_file(str(target)), report
 
 
 def _write_stamp(target: Path, noted: dict[str, Any]) -> None:
@@ -187,7 +203,7 @@ def _stamp_path(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -195,17 +211,22 @@ def _digest(path: Path) -> str:
 def _key(
     path: Path, form: Format, template: ChatTemplate | PlainText, max_length: int | None
 ) -> str:
-    parts = [_digest(path), form.name, form.version, template.fingerprint(), max_length]
+    parts = [file_digest(path), form.name, form.version, template.fingerprint(), max_length]
     if getattr(template, "vision", None) is not None:  # relative paths of images begin there
         parts += [str(path.parent.absolute()), str(Path.cwd())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Where encoded rows are kept, and what else is made of them once."""
+    """Where encoded rows are kept, and what else is made of them once.
+
+    Raises:
+        DiskError: it cannot be made.
+    """
     if cache_dir is None:
         from datasets import config
 
         cache_dir = Path(config.HF_DATASETS_CACHE) / "main"
-    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    with told(Path(cache_dir) / "rows"):
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
     return Path(cache_dir)

@@ -24,23 +24,33 @@ def pad(
     return result
 
 
-def collate_sft(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+def collate_sft(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Any]:
     """Encoded chat or context/target rows -> one batch, padded on the right.
 
     The attention mask comes from the lengths, never from the ids: the pad token may be the end
     token, which is trained.
 
     Returns:
-        input_ids (B, T); attention_mask, loss_mask (B, T) bool, True = keep; row (B,), the
-        numbers of the rows in their file.
+        input_ids (B, T); attention_mask, loss_mask (B, T) bool, True = keep; weights (B, T) of the
+        trained tokens, None where each counts 1; row (B,), the numbers of the rows in their file.
     """
     ids = [row["input_ids"] for row in rows]
     return {
         "input_ids": pad(ids, pad_id),
         "attention_mask": pad([[True] * len(sequence) for sequence in ids], False),
         "loss_mask": pad([row["loss_mask"] for row in rows], False),
+        "weights": _weights(rows),
         "row": torch.tensor([row["row"] for row in rows], dtype=torch.long),
     }
+
+
+def _weights(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
+    """(B, T) float32, 0 where nothing is trained; None where every trained token counts 1."""
+    if not any(row.get("weights") for row in rows):
+        return None
+    found = [row.get("weights") or [float(kept) for kept in row["loss_mask"]] for row in rows]
+    width = max(len(row["input_ids"]) for row in rows)
+    return torch.tensor([[*weights, *[0.0] * (width - len(weights))] for weights in found])
 
 
 def collate_images(

@@ -1,11 +1,13 @@
 """Rows of a data file, one at a time: a JSON array, or JSON Lines (one object a line)."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from main.errors import DataError, MissingFileError
+from main.loaders import strict_json
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = " \t\r\n"
@@ -69,31 +71,33 @@ def _read_lines(path: Path, on_bad: OnBad) -> Iterator[tuple[int, dict[str, Any]
 def _parse_line(line: bytes) -> tuple[dict[str, Any] | None, str]:
     """(row, '') or (None, problem)."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = strict_json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return None, _not_utf8(error, line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return None, _not_json(error)
+    except strict_json.NotJson as error:
+        return None, f"{error}{_hint(error.__cause__)}"
     problem = _object_problem(row)
     return (None, problem) if problem else (row, "")
 
 
 def _read_array(path: Path, on_bad: OnBad) -> Iterator[tuple[int, dict[str, Any]]]:
     text = _read_text(path)
-    decoder = json.JSONDecoder()
     position = _skip(text, text.index("[") + 1)
     number = 0
     while text[position : position + 1] != "]" or number:
         number += 1
         try:
-            row, position = decoder.raw_decode(text, position)
+            start = position
+            row, position, problem = strict_json.raw_decode(text, position)
             position = _skip(text, position)
             follows = text[position : position + 1]
             if follows not in (",", "]") or not follows:
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{path} {_place(error)} (item {number}): {_not_json(error)}") from None
-        problem = _object_problem(row)
+            line = text.count("\n", 0, getattr(error, "pos", start)) + 1
+            problem = strict_json.syntax(error) + _hint(error)
+            raise DataError(f"{path} line {line} (item {number}): {problem}") from None
+        problem = problem or _object_problem(row)
         if problem:
             on_bad(number, problem)
         else:
@@ -124,13 +128,31 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path} line {line}: {_not_utf8(error, data)}") from None
 
 
+def read_json(path: str | Path) -> Any:
+    """The one value that a file holds, such as a registry's.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: text that is not UTF-8 or not JSON.
+    """
+    try:
+        return strict_json.loads(_read_text(Path(path)))
+    except strict_json.NotJson as error:
+        cause = error.__cause__
+        line = f" line {cause.lineno}" if isinstance(cause, json.JSONDecodeError) else ""
+        raise DataError(f"{path}{line}: {error}") from error
+
+
 def _open(path: str | Path) -> BinaryIO:
-    path = Path(path)
-    if path.is_dir():
+    # What the system says of an impossible name is not of interest here: there is no such file.
+    if os.path.isdir(path):
         raise MissingFileError(f"{path} is a folder; name the JSON file in it.")
-    if not path.exists():
+    if not os.path.exists(path):
         raise MissingFileError(f"{path} does not exist (looked from {Path.cwd()}).")
-    return path.open("rb")
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _first_character(stream: BinaryIO) -> bytes:
@@ -151,14 +173,13 @@ def _skip(text: str, position: int) -> int:
 def _object_problem(row: Any) -> str:
     if not isinstance(row, dict):
         return f"a row must be a JSON object like {{...}}; found {_shown(row)}."
-    try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        return (
-            f"{error.object[error.start]!a} is half a surrogate pair, not a character: "
-            "the text was cut inside an escaped emoji; remove or complete it."
-        )
     return ""
+
+
+def _hint(error: BaseException | None) -> str:
+    """What a file is, where it is no JSON at all."""
+    wrong = isinstance(error, json.JSONDecodeError)
+    return " A file is a JSON array, or has one JSON object a line." if wrong else ""
 
 
 def _shown(value: Any) -> str:
@@ -171,16 +192,3 @@ def _not_utf8(error: UnicodeDecodeError, data: bytes) -> str:
         f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8 (files in GBK or "
         "UTF-16 have to be converted)."
     )
-
-
-def _not_json(error: json.JSONDecodeError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "not valid JSON: brackets are nested too deeply."
-    return (
-        f"not valid JSON: {error.msg} at column {error.colno}. "
-        "A file is a JSON array, or has one JSON object a line."
-    )
-
-
-def _place(error: json.JSONDecodeError | RecursionError) -> str:
-    return f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "array"

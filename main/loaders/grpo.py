@@ -6,12 +6,20 @@ The guide's misspelt "anwer" is read as "answer". A string as prompt is plain te
 import json
 from collections.abc import Iterator, Sequence
 
+from main.dialogue.accounts import Dialogue
+from main.dialogue.plain import PlainText
+from main.dialogue.template import ChatTemplate
 from main.errors import DataError
-from main.loaders.format import Format, Numbered, Row, missing
-from main.loaders.messages import dialogue_problems
-from main.loaders.plain import PlainText
+from main.loaders.fields import (
+    DIALOGUE,
+    dialogue_of,
+    given_fields,
+    row_problems,
+    without_rewards,
+)
+from main.loaders.format import Format, Numbered, Question, Row, missing
+from main.loaders.question import dialogue_question, text_question
 from main.loaders.report import Fate, Report
-from main.loaders.template import ChatTemplate
 from main.loaders.truncate import fit_prompt
 
 
@@ -27,7 +35,9 @@ def validate(row: Row) -> list[str]:
     if isinstance(prompt, str) and not prompt.strip():
         problems.append("'prompt' is empty.")
     if isinstance(prompt, list):
-        problems += dialogue_problems(prompt, "prompt", "question")
+        problems += row_problems(without_rewards(row), "prompt", "question", DIALOGUE)
+    if isinstance(prompt, str):
+        problems += _plain_problems(without_rewards(row))
     return problems
 
 
@@ -39,8 +49,10 @@ def encode(
 ) -> Iterator[Row]:
     """Prompt ids, with the prompt and the row's other columns as JSON; see `Format.encode`."""
     for number, row in rows:
+        prompt = row["prompt"]
+        dialogue = dialogue_of(without_rewards(row), prompt) if isinstance(prompt, list) else None
         try:
-            ids, fate = _prompt_ids(row["prompt"], template, max_length)
+            ids, fate = _prompt_ids(dialogue or prompt, template, max_length)
         except DataError as error:
             report.refuse(number, [f"'prompt': {error}"])
             continue
@@ -48,11 +60,19 @@ def encode(
         if ids is not None:
             yield {
                 "prompt_ids": ids,
-                "prompt": json.dumps(row["prompt"], ensure_ascii=False),
+                "prompt": json.dumps(dialogue.messages if dialogue else prompt, ensure_ascii=False),
                 "columns": json.dumps(columns(row), ensure_ascii=False),
                 "length": len(ids),
                 "row": number,
             }
+
+
+def question(row: Row) -> Question | list[str]:
+    """The prompt; a gold answer is read under both of its names."""
+    gold = row.get("answer", row.get("anwer"))
+    if isinstance(row["prompt"], list):
+        return dialogue_question(without_rewards(row), "prompt", DIALOGUE, gold)
+    return _plain_problems(without_rewards(row)) or text_question(row["prompt"], "prompt", gold)
 
 
 def columns(row: Row) -> Row:
@@ -61,21 +81,28 @@ def columns(row: Row) -> Row:
     return {name: value for name, value in named.items() if name != "prompt"}
 
 
+def _plain_problems(row: Row) -> list[str]:
+    return [
+        f"'{name}' needs a prompt of messages: a prompt of plain text uses no chat template."
+        for name in given_fields(row)
+    ]
+
+
 def _prompt_ids(
-    prompt: str | list, template: ChatTemplate | PlainText, max_length: int | None
+    prompt: str | Dialogue, template: ChatTemplate | PlainText, max_length: int | None
 ) -> tuple[list[int] | None, Fate]:
-    problem = template.control_problem(prompt)
-    if problem:
-        raise DataError(problem)
-    if isinstance(template, ChatTemplate) and not isinstance(prompt, str):
+    if isinstance(template, ChatTemplate) and isinstance(prompt, Dialogue):
+        problem = template.control_problem(prompt.messages, prompt.tools)
+        if problem:
+            raise DataError(problem)
         return fit_prompt(prompt, template, max_length)
-    ids = template.encode_prompt(prompt)
+    ids = template.encode_prompt(prompt if isinstance(prompt, str) else prompt.messages)
     return (ids, "") if max_length is None or len(ids) < max_length else (None, "skipped")
 
 
 FORMAT = Format(
     "grpo",
-    1,
+    2,
     {
         "prompt_ids": ["int32"],
         "prompt": "string",
@@ -85,4 +112,7 @@ FORMAT = Format(
     },
     validate,
     encode,
+    [("prompt",)],
+    question,
+    "either",
 )

@@ -6,14 +6,16 @@ The names of TRL are read too: "prompt" (messages, or a string: one user turn) a
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from main.dialogue.template import ChatTemplate
 from main.errors import DataError
-from main.loaders.format import Format, Numbered, Row
-from main.loaders.messages import dialogue_problems
+from main.loaders.fields import DIALOGUE, dialogue_of, row_problems
+from main.loaders.format import Format, Numbered, Question, Row
+from main.loaders.question import dialogue_question
 from main.loaders.report import Report
-from main.loaders.template import ChatTemplate
 from main.loaders.truncate import encode_answers
 
 _NAMES = {"conversations": "prompt", "answer": "completion", "label": "label"}
+_READ = (*DIALOGUE, "label")
 
 
 def validate(row: Row) -> list[str]:
@@ -35,7 +37,8 @@ def encode(
     for number, row in rows:
         messages, answer = _messages(_field(row, "conversations")[1]), _field(row, "answer")[1]
         try:
-            answers, fate = encode_answers(messages, [answer], template, max_length)
+            dialogue = dialogue_of(row, messages)
+            answers, fate = encode_answers(dialogue, [answer], template, max_length)
         except DataError as error:
             report.refuse(number, [str(error)])
             continue
@@ -48,6 +51,13 @@ def encode(
                 "length": len(answers.prompt_ids) + len(answers.completion_ids[0]),
                 "row": number,
             }
+
+
+def question(row: Row) -> Question | list[str]:
+    """The dialogue; the answer is gold where it is labelled as good."""
+    name, prompt = _field(row, "conversations")
+    gold = _field(row, "answer")[1] if row["label"] is True else None
+    return dialogue_question({**row, name: _messages(prompt)}, name, _READ, gold)
 
 
 def _field(row: Row, name: str) -> tuple[str, Any]:
@@ -65,8 +75,8 @@ def _value_problems(row: Row) -> list[str]:
     problems = []
     if isinstance(prompt, str) and not prompt.strip():
         problems.append(f"'{name}' is empty.")
-    elif not isinstance(prompt, str):
-        problems += dialogue_problems(prompt, name, "question")
+    else:
+        problems += row_problems({**row, name: _messages(prompt)}, name, "question", _READ)
     name, answer = _field(row, "answer")
     if not (isinstance(answer, str) and answer.strip()):
         problems.append(f"'{name}' must be a non-empty string; found {answer!r}.")
@@ -77,7 +87,7 @@ def _value_problems(row: Row) -> list[str]:
 
 FORMAT = Format(
     "unpaired",
-    1,
+    2,
     {
         "prompt_ids": ["int32"],
         "answer_ids": ["int32"],
@@ -87,4 +97,7 @@ FORMAT = Format(
     },
     validate,
     encode,
+    [tuple(_NAMES), tuple(_NAMES.values())],
+    question,
+    fields=frozenset({*_NAMES, *_NAMES.values(), *_READ}),
 )

@@ -8,21 +8,28 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from main.dialogue.accounts import Dialogue
+from main.dialogue.template import ChatTemplate
 from main.errors import DataError
-from main.loaders.format import Format, Numbered, Row, missing
-from main.loaders.messages import dialogue_problems
+from main.loaders.fields import DIALOGUE, dialogue_of, row_problems, without_rewards
+from main.loaders.format import Format, Numbered, Question, Row, missing
+from main.loaders.question import dialogue_question
 from main.loaders.report import Report
-from main.loaders.template import ChatTemplate
 from main.loaders.truncate import Answers, encode_answers
 
 _FIELDS = ("conversations", "gold_answers", "bad_answers")
+
+
+def validate_rewarded(row: Row) -> list[str]:
+    """Everything wrong with a row of LLM_RLHF, whose other columns the reward functions read."""
+    return validate(without_rewards(row))
 
 
 def validate(row: Row) -> list[str]:
     """Everything wrong with a preference row."""
     problems = missing(row, _FIELDS)
     if "conversations" in row:
-        problems += dialogue_problems(row["conversations"], "conversations", "question")
+        problems += row_problems(row, "conversations", "question", DIALOGUE)
     answers = [name for name in _FIELDS[1:] if name in row]
     for name in answers:
         problems += _answer_problems(row[name], name)
@@ -52,11 +59,12 @@ def encode_rewarded(
 ) -> Iterator[Row]:
     """LLM_RLHF: one record a row; its question and further fields as JSON, for reward functions."""
     for number, row, answers in _encoded(rows, template, max_length, report):
+        messages = _dialogue(row).messages
         others = {name: value for name, value in row.items() if name not in _FIELDS}
         gold, bad = listed(row["gold_answers"]), listed(row["bad_answers"])
         yield {
             "prompt_ids": answers.prompt_ids,
-            "prompt": json.dumps(row["conversations"], ensure_ascii=False),
+            "prompt": json.dumps(messages, ensure_ascii=False),
             "columns": json.dumps(others, ensure_ascii=False),
             "gold": gold,
             "bad": bad,
@@ -67,9 +75,18 @@ def encode_rewarded(
         }
 
 
+def question(row: Row) -> Question | list[str]:
+    """The dialogue, to which the gold answers belong."""
+    return dialogue_question(row, "conversations", DIALOGUE, row.get("gold_answers"))
+
+
 def listed(answers: str | list[str]) -> list[str]:
     """One answer or several, as a list."""
     return [answers] if isinstance(answers, str) else answers
+
+
+def _dialogue(row: Row) -> Dialogue:
+    return dialogue_of(without_rewards(row), row["conversations"])
 
 
 def _encoded(
@@ -78,7 +95,7 @@ def _encoded(
     for number, row in rows:
         texts = [*listed(row["gold_answers"]), *listed(row["bad_answers"])]
         try:
-            answers, fate = encode_answers(row["conversations"], texts, template, max_length)
+            answers, fate = encode_answers(_dialogue(row), texts, template, max_length)
         except DataError as error:
             report.refuse(number, [str(error)])
             continue
@@ -108,9 +125,10 @@ def _tie_problems(row: Row) -> list[str]:
 
 
 _ANSWER_IDS = ["int32"]
+_MARKS = [_FIELDS, _FIELDS[:2]]
 PAIRS = Format(
     "pairs",
-    1,
+    2,
     {
         "prompt_ids": ["int32"],
         "chosen_ids": _ANSWER_IDS,
@@ -120,10 +138,13 @@ PAIRS = Format(
     },
     validate,
     encode_pairs,
+    _MARKS,
+    question,
+    fields=frozenset({*_FIELDS, *DIALOGUE}),
 )
 REWARDED = Format(
     "rewarded",
-    2,
+    3,
     {
         "prompt_ids": ["int32"],
         "prompt": "string",
@@ -135,6 +156,8 @@ REWARDED = Format(
         "length": "int32",
         "row": "int64",
     },
-    validate,
+    validate_rewarded,
     encode_rewarded,
+    _MARKS,
+    question,
 )

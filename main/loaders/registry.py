@@ -1,28 +1,38 @@
 """Names -> things: data sets by the name in present.json, row formats by `loader_name`."""
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from main.dialogue.plain import PlainText
+from main.dialogue.template import ChatTemplate, TrainTurns
 from main.errors import ConfigError, DataError, MissingFileError
 from main.loaders import chat, grpo, kto, preference, pure
+from main.loaders.files import read_json
 from main.loaders.format import Format
 from main.options import nearest
+from main.vision import VisionProcessor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "dev", "test")
 
-# The ChatGLM names stand for the same rows; what differs is the template.
+# The ChatGLM names stand for the same rows; what differs is the template. Where a row could be read
+# in several formats, the later one reads it.
 LOADERS: dict[str, Format] = {
-    "LLM_Chat": chat.FORMAT,
-    "ChatGLM_Chat": chat.FORMAT,
     "LLM_Pure": pure.FORMAT,
     "ChatGLM_LoRA": pure.FORMAT,
+    "LLM_GRPO": grpo.FORMAT,
+    "LLM_Chat": chat.FORMAT,
+    "ChatGLM_Chat": chat.FORMAT,
     "LLM_DPO": preference.PAIRS,
     "LLM_RLHF": preference.REWARDED,
     "LLM_KTO": kto.FORMAT,
-    "LLM_GRPO": grpo.FORMAT,
 }
+
+OWN_LOADERS = frozenset(LOADERS)  # beside what is registered from outside
 
 _EXAMPLE = '{"my_data": {"train": "./data/train.json", "dev": "./data/dev.json"}}'
 
@@ -39,6 +49,59 @@ def get_loader(name: str) -> Format:
         f"loader_name={name!r} is unknown.{nearest(str(name), LOADERS)} "
         f"Known: {', '.join(LOADERS)}."
     )
+
+
+def register(name: str, form: Format) -> None:
+    """Make a row format known as `loader_name=name`, to trainers and to batch inference.
+
+    A trainer takes it where its encoded rows have the columns of a format that the trainer takes.
+
+    Raises:
+        ConfigError: the name is taken by another format.
+    """
+    if LOADERS.get(name, form) != form:
+        raise ConfigError(f"loader_name={name!r} is taken; register the format under another name.")
+    LOADERS[name] = form
+
+
+def find_format(row: Mapping[str, Any]) -> Format | None:
+    """The format whose marks fit the row best; None where none does."""
+    fitting = [
+        (len(mark), place, form)
+        for place, form in enumerate(LOADERS.values())
+        for mark in form.marks
+        if all(field in row for field in mark)
+    ]
+    return max(fitting, key=lambda found: found[:2])[2] if fitting else None
+
+
+def get_template(
+    tokenizer: "PreTrainedTokenizerBase",
+    loader_name: str,
+    vision: VisionProcessor | None = None,
+    train_turns: TrainTurns = "all",
+    **template_kwargs: Any,
+) -> ChatTemplate | PlainText:
+    """What turns rows of this loader into ids.
+
+    Args:
+        vision: of a model that takes images.
+        train_turns: see `ChatTemplate`.
+        template_kwargs: variables of the chat template.
+
+    Raises:
+        ModelError: as `ChatTemplate`; LLM_Pure (ChatGLM_LoRA) needs no chat template.
+        ConfigError: an unknown loader, or template variables for rows that use none.
+    """
+    kind = get_loader(loader_name).template
+    if kind == "chat" or (kind == "either" and tokenizer.chat_template):
+        return ChatTemplate(tokenizer, vision, train_turns, **template_kwargs)
+    if template_kwargs:
+        raise ConfigError(
+            f"loader_name='{loader_name}' uses no chat template, so it cannot take "
+            f"{sorted(template_kwargs)}; leave them out."
+        )
+    return PlainText(tokenizer)
 
 
 def resolve(
@@ -64,18 +127,15 @@ def resolve(
     registry = _read_registry(Path(data_present_path))
     if registry is not None and str(data_path) in registry:
         return _files(registry[str(data_path)], f"{data_present_path}: '{data_path}'", folder)
-    if Path(data_path).is_file():
+    if os.path.isfile(data_path):
         return {"train": Path(data_path)}
     raise _unknown(str(data_path), registry, data_present_path)
 
 
 def _read_registry(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+    if not os.path.exists(path):
         return None
-    try:
-        registry = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON in UTF-8: {error}.") from error
+    registry = read_json(path)
     if not isinstance(registry, dict):
         raise DataError(f"{path} must be an object such as {_EXAMPLE}.")
     return registry
@@ -111,7 +171,7 @@ def _files(entry: Any, where: str, folder: Path) -> dict[str, Path]:
 
 def _find(file: Path, split: str, where: str, folder: Path) -> Path:
     for place in dict.fromkeys((file, folder / file)):
-        if place.is_file():
+        if os.path.isfile(place):
             return place
     raise MissingFileError(
         f"{where}, '{split}': {file} does not exist, neither from {Path.cwd()} nor from "

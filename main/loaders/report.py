@@ -1,6 +1,7 @@
 """What became of the rows of a file: refused, shortened, cut or skipped."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,14 +10,18 @@ from main.errors import DataError
 
 logger = logging.getLogger("main.loaders")
 
-Fate = Literal["", "shortened", "cut", "skipped"]  # '': left as it was
+# '': left as it was; both: shortened and cut.
+Fate = Literal["", "shortened", "cut", "both", "skipped", "weightless"]
 
 _BAD_SHOWN = 20
 _ROWS_SHOWN = 5
+_FIELDS_SHOWN = 20
 _MEANING = {
     "shortened": "lost their oldest turns",
     "cut": "had the end of an answer cut off",
+    "both": "lost their oldest turns and the end of an answer",
     "skipped": "were skipped: their prompt leaves no room for an answer",
+    "weightless": "are not trained: their weights are 0",
 }
 
 
@@ -26,18 +31,26 @@ class Report:
 
     rows: rows read. bad: rows refused. problems: sentences about the first of these.
     fates: fate -> [count, first row numbers].
+    unread: field without a meaning -> in how many rows it stands.
     """
 
     rows: int = 0
     bad: int = 0
     problems: list[tuple[int, str]] = field(default_factory=list)
     fates: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
 
     def refuse(self, number: int, problems: list[str]) -> None:
         """Note a row that is not what it claims to be."""
         self.bad += 1
         if len(self.problems) < _BAD_SHOWN:
             self.problems.append((number, " ".join(problems)))
+
+    def note_unread(self, names: Iterable[str]) -> None:
+        """Note fields of a row that nobody reads."""
+        for name in names:
+            if name in self.unread or len(self.unread) < _FIELDS_SHOWN:
+                self.unread[name] = self.unread.get(name, 0) + 1
 
     def note(self, number: int, fate: Fate) -> None:
         """Note what `max_length` did to a row; '' is nothing."""
@@ -56,7 +69,10 @@ class Report:
         raise DataError("\n".join(lines))
 
     def log(self, path: Path, word: str, max_length: int | None) -> None:
-        """One warning that says what the limit did to how many rows; silent when nothing."""
+        """One warning that says what the limit did to how many rows; silent when nothing.
+
+        Fields that nobody reads are named in a line of their own.
+        """
         parts = [
             f"{count} {_MEANING[fate]} ({word} {', '.join(map(str, first))}"
             f"{', ...' if count > len(first) else ''})"
@@ -65,3 +81,6 @@ class Report:
         if parts:
             text = "; ".join(parts)
             logger.warning("%s: of %d rows at max_length=%s, %s", path, self.rows, max_length, text)
+        if self.unread:
+            names = ", ".join(f"'{name}' ({count})" for name, count in self.unread.items())
+            logger.warning("%s: fields that nothing reads, and their rows: %s", path, names)

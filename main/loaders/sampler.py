@@ -65,7 +65,7 @@ def shard(
     """
     rows = sorted(rows, key=lambda row: (-lengths[row], row))
     rounds = -(-len(rows) // (batch_size * world))
-    pieces = _spread(rows, rounds * world)
+    pieces = spread(rows, rounds * world)
     mine = pieces[rank::world]
     return [MicroBatch(piece or rows[-1:], bool(piece)) for piece in mine]
 
@@ -74,7 +74,7 @@ def _cut(rows: Sequence[int], size: int) -> list[list[int]]:
     return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _spread(rows: Sequence[int], pieces: int) -> list[list[int]]:
+def spread(rows: Sequence[int], pieces: int) -> list[list[int]]:
     """Cut into `pieces` runs whose sizes differ by one at most."""
     size, extra = divmod(len(rows), pieces)
     ends = [size * i + min(i, extra) for i in range(pieces + 1)]

@@ -2,35 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
+from main.dialogue.calls import format_of, read_answer
+from main.dialogue.renderer import renderer_of
+from main.dialogue.tools import tool_schemas
 from main.errors import GenerationError
-from main.options import nearest, parse, raise_all
+from main.predictor.call import Call, Voice, make_call, parse_options, prompts_of
 from main.predictor.decode import Row
-from main.predictor.request import build_prompts, encode, template_variables
 from main.predictor.sampling import GenerationOptions
 from main.predictor.text import Answer
 from main.types import ScoredAnswer
 
 StreamItem = tuple[list[str], list[str]]
-
-
-class Voice(NamedTuple):
-    """Who answers a call.
-
-    tokenizer: renders prompts and decodes answers; an adapter may bring its own.
-    stop_ids: tokens that end an answer.
-    lead: see `main.predictor.request.answer_lead`.
-    adapter: what the engine needs to know of an adapter; None = none, or part of the model.
-    """
-
-    tokenizer: Any
-    stop_ids: frozenset[int]
-    lead: str
-    adapter: Any = None
 
 
 class BasePredictor(ABC):
@@ -43,12 +29,13 @@ class BasePredictor(ABC):
     call_options: type[GenerationOptions] = GenerationOptions
     voice: Voice
     context: int | None
+    vocabulary: int  # rows of the model's embedding
     system_prompt: str | None
     vision: Any = None  # how images become tokens; None for models of text
 
     @abstractmethod
     def _decode(
-        self, rows: list[Row], settings: Any, logprobs: bool = False, stepwise: bool = False
+        self, rows: list[Row], call: Call, logprobs: bool = False, stepwise: bool = False
     ) -> Iterator[list[Row]]:
         """Yield the rows that changed until all are finished.
 
@@ -77,8 +64,36 @@ class BasePredictor(ABC):
             ConfigError: arguments that are unknown or cannot work.
             GenerationError: a prompt longer than the model's context, or too little memory.
         """
-        rows, settings = self._prepare(query, history, max_new_tokens, options)
-        return [answer.text for answer in self._complete(rows, settings)]
+        rows, call = self._prepare(query, history, max_new_tokens, options)
+        return [answer.text for answer in self._complete(rows, call)]
+
+    def prompt_ids(self, query: Any, history: Any = None, **options: Any) -> list[list[int]]:
+        """Token ids of what the model is asked, one list a request; arguments as `__call__`.
+
+        The placeholder of an image stands as often as the image has features.
+        """
+        rows, _ = self._prepare(query, history, 1, options)
+        return [row.prompt_ids for row in rows]
+
+    def message(self, answer: str | ScoredAnswer, tools: Any = None) -> dict[str, Any]:
+        """An answer as a message, to go on from: its content, thoughts and tool calls.
+
+        Args:
+            answer: the text; or, where control tokens mark the calls, what `predict_with_logprobs`
+                gave, or a text of a call with skip_special_tokens=False.
+            tools: as given to the call; they say which arguments are strings where the model's
+                way of writing does not.
+
+        Raises:
+            ModelError: a model whose way of calling tools is not known, see main/dialogue/calls.py.
+        """
+        tokenizer = self.voice.tokenizer
+        if isinstance(answer, ScoredAnswer):
+            kept = [i for i in answer.token_ids if i not in self.voice.stop_ids]
+            text = str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+        else:
+            text = answer
+        return read_answer(text, format_of(renderer_of(tokenizer)), tool_schemas(tools))
 
     def predict_with_logprobs(
         self, query: Any, history: Any = None, max_new_tokens: int = 512, **options: Any
@@ -87,8 +102,8 @@ class BasePredictor(ABC):
 
         Log-probabilities are those at the sampling temperature, greedy choices' at temperature 1.
         """
-        rows, settings = self._prepare(query, history, max_new_tokens, options)
-        answers = self._complete(rows, settings, logprobs=True)
+        rows, call = self._prepare(query, history, max_new_tokens, options)
+        answers = self._complete(rows, call, logprobs=True)
         return [_scored(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
     def predict_stream(
@@ -100,22 +115,22 @@ class BasePredictor(ABC):
         an empty answer is one item. An error in generation is raised in the caller's thread, and
         closing the generator ends the generation.
         """
-        rows, settings = self._prepare(query, history, max_new_tokens, options)
-        return self._stream(rows, settings)
+        rows, call = self._prepare(query, history, max_new_tokens, options)
+        return self._stream(rows, call)
 
-    def _complete(self, rows: list[Row], settings: Any, logprobs: bool = False) -> list[Answer]:
-        answers = self._answers(rows, settings)
-        watched = bool(settings.stop_texts)
-        for changed in self._decode(rows, settings, logprobs, stepwise=watched):
+    def _complete(self, rows: list[Row], call: Call, logprobs: bool = False) -> list[Answer]:
+        answers = [_answer(call) for _ in rows]
+        watched = bool(call.stop_texts)
+        for changed in self._decode(rows, call, logprobs, stepwise=watched):
             for row in changed:
                 if row.finished or watched:
                     _update(answers[row.index], row)
         return answers
 
-    def _stream(self, rows: list[Row], settings: Any) -> Iterator[StreamItem]:
-        answers = self._answers(rows, settings)
+    def _stream(self, rows: list[Row], call: Call) -> Iterator[StreamItem]:
+        answers = [_answer(call) for _ in rows]
         shown = False
-        for changed in self._decode(rows, settings, stepwise=True):
+        for changed in self._decode(rows, call, stepwise=True):
             chunks = [""] * len(rows)
             for row in changed:
                 chunks[row.index] = _update(answers[row.index], row)
@@ -125,45 +140,37 @@ class BasePredictor(ABC):
         if rows and not shown:
             yield [""] * len(rows), [""] * len(rows)
 
-    def _answers(self, rows: list[Row], settings: Any) -> list[Answer]:
-        voice = self._voice(settings)
-        lead = voice.lead if settings.build_message else ""
-        return [Answer(voice.tokenizer, settings.stop_texts, lead) for _ in rows]
-
     def _prepare(
         self, query: Any, history: Any, max_new_tokens: int, options: dict[str, Any]
-    ) -> tuple[list[Row], Any]:
+    ) -> tuple[list[Row], Call]:
         """Check and render the requests; nothing has run yet."""
-        known = {field.name for field in fields(self.call_options)}
-        own = {name: value for name, value in options.items() if name in known}
-        given = {"max_new_tokens": max_new_tokens, **own}
-        settings: Any = parse(self.call_options, given, self.where)
-        tokenizer = self._voice(settings).tokenizer
-        variables = {name: value for name, value in options.items() if name not in known}
-        if variables:
-            _check_variables(variables, template_variables(tokenizer), known)
-        prompts = build_prompts(
-            tokenizer,
-            query,
-            history,
-            build_message=settings.build_message,
-            system_prompt=self.system_prompt,
-            template_kwargs=variables,
-            vision=self.vision,
-        )
+        given = {"max_new_tokens": max_new_tokens, **options}
+        settings, variables = parse_options(self.call_options, given, self.where)
+        voice = self._voice(settings)
+        asked = settings.build_message
+        settings.build_message = voice.trained.builds_message(asked, query, history)
+        call = make_call(voice, settings)
+        prompts, ids = prompts_of(call, query, history, variables, self.system_prompt, self.vision)
         rows: list[Row] = []
-        for request, ids in enumerate(encode(tokenizer, prompts, self.vision)):
-            limit = self._limit(ids, settings.max_new_tokens, request)
+        for request, prompt_ids in enumerate(ids):
+            limit = self._limit(prompt_ids, settings.max_new_tokens, request)
             for sequence in range(settings.num_return_sequences):
-                row = Row(len(rows), ids, limit, _generator(settings, sequence))
+                row = Row(len(rows), prompt_ids, limit, _generator(settings, sequence))
                 row.visuals = prompts.images(request)
                 rows.append(row)
-        return rows, settings
+        return rows, call
 
     def _limit(self, prompt_ids: list[int], max_new_tokens: int, request: int) -> int:
         """How many tokens may follow the prompt within the context."""
         if not prompt_ids:
             raise GenerationError(f"request {request} is empty: there is nothing to continue.")
+        if max(prompt_ids) >= self.vocabulary:
+            token = self.voice.tokenizer.convert_ids_to_tokens(max(prompt_ids))
+            raise GenerationError(
+                f"the prompt of request {request} has the token {token!r} with id "
+                f"{max(prompt_ids)}, and the model's embedding has {self.vocabulary} rows. Use the "
+                "model's own tokenizer."
+            )
         if self.context is None:
             return max_new_tokens
         if len(prompt_ids) >= self.context:
@@ -176,17 +183,9 @@ class BasePredictor(ABC):
         return min(max_new_tokens, self.context - len(prompt_ids))
 
 
-def _check_variables(given: dict[str, Any], variables: set[str], known: set[str]) -> None:
-    """What is no argument of a call has to be a variable of the chat template."""
-    raise_all(
-        [
-            f"'{name}' is neither an argument of a call nor a variable of this model's chat "
-            f"template (its own: {', '.join(sorted(variables)) or 'none'})."
-            f"{nearest(name, known | variables)}"
-            for name in given
-            if name not in variables
-        ]
-    )
+def _answer(call: Call) -> Answer:
+    keep = call.settings.keeps_special
+    return Answer(call.voice.tokenizer, call.stop_texts, call.lead, call.begun_ids, keep)
 
 
 def _update(answer: Answer, row: Row) -> str:

@@ -13,6 +13,7 @@ from main.errors import GenerationError
 from main.predictor.cache import can_drop_rows, can_join, join, new_cache
 from main.predictor.sampling import (
     GenerationOptions,
+    Ngrams,
     choose,
     chosen_logprobs,
     penalize_repetition,
@@ -43,11 +44,17 @@ class Row:
     stop_id: int | None = None
     logprobs: list[float] = field(default_factory=list)
     visuals: Sequence[Any] = ()
+    ngrams: Ngrams | None = None  # of no_repeat_ngram_size, made when first asked
 
     @property
     def length(self) -> int:
         """Tokens so far, prompt and answer."""
         return len(self.prompt_ids) + len(self.completion_ids)
+
+    def banned(self, n: int) -> list[int]:
+        """Tokens that would repeat a sequence of n tokens."""
+        self.ngrams = self.ngrams or Ngrams(n)
+        return self.ngrams.banned(self.prompt_ids + self.completion_ids)
 
     def add(self, token: int, stop_ids: Collection[int]) -> None:
         """Take the next token; a stop token or the limit finishes the row."""
@@ -229,8 +236,11 @@ class _State:
             logits = self._prefill()
         else:
             logits = self._forward(self.ids, self.mask, self.positions, self.cache)
+        _refuse_not_finite(logits, rows)
         if self.options.repetition_penalty != 1:
             logits = self._penalized(logits)
+        for i, row in enumerate(rows if self.options.no_repeat_ngram_size else []):
+            logits[i, row.banned(self.options.no_repeat_ngram_size)] = -torch.inf
         tokens = choose(logits, self.options, [row.generator for row in rows])
         self._advance(tokens[:, None])
         scores = chosen_logprobs(logits, tokens, self.options).tolist() if self.logprobs else []
@@ -313,6 +323,18 @@ class _State:
         self.positions = self.positions[..., chosen, :]
         self.seen = None if self.seen is None else self.seen[chosen]
         self.cache.batch_select_indices(chosen)
+
+
+def _refuse_not_finite(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    """A likeliest token that is no number; -inf for a token that a model rules out is one."""
+    broken = ~logits.amax(-1).isfinite()
+    if broken.any():
+        row = rows[int(broken.nonzero()[0])]
+        raise GenerationError(
+            f"the model's logits are not finite (nan or inf) at token {len(row.completion_ids)} of "
+            f"request {row.index}: its weights or its adapter are broken, or numbers overflow in "
+            "this dtype. Load it with dtype='float32' to tell which."
+        )
 
 
 def _keeps_logits(model: Any) -> bool:

@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 
-from main.models import (
-    Quantization,
-    context_length,
-    has_tokenizer,
-    load_adapter,
-    load_model,
-    load_tokenizer,
-    stop_token_ids,
-)
+from main.dialogue.ends import stop_token_ids
+from main.dialogue.prompts import answer_lead
+from main.models import context_length, has_tokenizer, load_adapter, load_model, load_tokenizer
+from main.models.load import Quantization
+from main.models.merging import merge_or_keep
+from main.models.training_record import model_digest, read_record
+from main.models.vocabulary import embedding_rows
 from main.options import parse
-from main.predictor.base import BasePredictor, Voice
+from main.predictor.answerer import answerer
+from main.predictor.as_trained import AsTrained
+from main.predictor.base import BasePredictor
+from main.predictor.call import Call, Voice
 from main.predictor.decode import Row, batches, decode
-from main.predictor.request import answer_lead
 from main.vision import load_vision
 
 
@@ -89,21 +89,32 @@ class Predictor(BasePredictor):
         aliases = {"resume_path": "peft_path"}
         self.options = parse(PredictorOptions, given, "hf.Predictor()", aliases)
         self.tokenizer = _tokenizer(self.options)
-        self.model = _model(self.options)
+        base_digest, self.model = _model(self.options)
         self.vision = load_vision(model_from_pretrained, self.model.config, self.tokenizer)
         self.stop_ids = frozenset(stop_token_ids(self.model, self.tokenizer))
-        self.voice = Voice(self.tokenizer, self.stop_ids, answer_lead(self.tokenizer))
+        trained = AsTrained(read_record(self.options.peft_path or model_from_pretrained))
+        trained.tell_differences(self.tokenizer, base_digest)
+        lead = answer_lead(self.tokenizer)
+        who = answerer(model_from_pretrained, self.options.peft_path, self.options.quantization)
+        self.voice = Voice(self.tokenizer, self.stop_ids, lead, trained=trained, answerer=who)
         self.context = context_length(self.model.config)
+        self.vocabulary = embedding_rows(self.model)
         self.system_prompt = self.options.system_prompt
 
     def _decode(
-        self, rows: list[Row], settings: Any, logprobs: bool = False, stepwise: bool = False
+        self, rows: list[Row], call: Call, logprobs: bool = False, stepwise: bool = False
     ) -> Iterator[list[Row]]:
         budget = self.options.max_batch_tokens or _default_budget(self.model.device)
         pad_id = self.tokenizer.pad_token_id
         for batch in batches(rows, self.options.batch_size, budget):
             yield from decode(
-                self.model, batch, settings, self.stop_ids, pad_id, logprobs, vision=self.vision
+                self.model,
+                batch,
+                call.settings,
+                call.stop_ids,
+                pad_id,
+                logprobs,
+                vision=self.vision,
             )
 
 
@@ -118,7 +129,8 @@ def _tokenizer(options: PredictorOptions) -> Any:
     return load_tokenizer(path, trust_remote_code=options.trust_remote_code)
 
 
-def _model(options: PredictorOptions) -> Any:
+def _model(options: PredictorOptions) -> tuple[str | None, Any]:
+    """The digest of the base, if it carries an adapter that was trained on one, and the model."""
     model = load_model(
         options.model_from_pretrained,
         dtype=options.dtype,
@@ -129,11 +141,12 @@ def _model(options: PredictorOptions) -> Any:
         trust_remote_code=options.trust_remote_code,
     )
     if options.peft_path is None:
-        return model
+        return None, model
+    digest = model_digest(model) if read_record(options.peft_path) else None
     adapted = load_adapter(model, options.peft_path)
     # Merging saves two small products a layer; below float32 it would round the adapter away.
     exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
-    return adapted.merge_and_unload() if exact else adapted
+    return digest, merge_or_keep(adapted) if exact else adapted
 
 
 def _default_budget(device: torch.device) -> int:

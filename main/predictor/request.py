@@ -1,15 +1,14 @@
-"""Query and history -> dialogues -> prompts -> token ids. Shared by both predictors."""
+"""Query and history of a call -> dialogues. Shared by both predictors."""
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, TemplateError, meta
-
-from main.errors import ConfigError, GenerationError
+from main.dialogue.accounts import Dialogue
+from main.dialogue.prompts import Prompts, render
+from main.errors import ConfigError
+from main.loaders.strict_json import half_character
 from main.types import Message
-from main.vision import SUPPORTED, Visual, part_problem, template_message, visuals_in
-from main.vision.media import is_visual
+from main.vision import part_problem, template_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,25 +17,6 @@ if TYPE_CHECKING:
 
 Query = str | Mapping[str, Any]
 ANSWERABLE = ("user", "tool", "observation", "function")
-TEMPLATE_OWN = {"messages", "add_generation_prompt", "raise_exception", "strftime_now"}
-GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-
-
-class Prompts(NamedTuple):
-    """What the model is asked, one entry a request.
-
-    texts: rendered prompts, special tokens spelt out where a template wrote them.
-    templated: True when a chat template made them, so that the tokenizer must add nothing.
-    visuals: the images and videos of each, in the order of their placeholders.
-    """
-
-    texts: list[str]
-    templated: bool
-    visuals: Sequence[Sequence[Visual]] = ()
-
-    def images(self, request: int) -> Sequence[Visual]:
-        """Those of one request."""
-        return self.visuals[request] if self.visuals else ()
 
 
 def build_prompts(
@@ -46,8 +26,10 @@ def build_prompts(
     *,
     build_message: bool = True,
     system_prompt: str | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
     template_kwargs: Mapping[str, Any] | None = None,
     vision: "VisionProcessor | None" = None,
+    special: bool = False,
 ) -> Prompts:
     """The prompts for `query` after `history`; neither is changed.
 
@@ -57,8 +39,10 @@ def build_prompts(
         history: earlier messages of the one query, or a list with such a list for each of a batch.
         build_message: False = `query` is raw text (or a list of it), and no template is used.
         system_prompt: opens every dialogue that does not open with a system message itself.
+        tools: JSON schemas of what the model may call.
         template_kwargs: variables for the chat template, e.g. `enable_thinking=False`.
         vision: of a model that takes images; without it they are refused.
+        special: read control tokens in what users, systems and tools say as such.
 
     Raises:
         ConfigError: a query or history of the wrong shape.
@@ -66,10 +50,13 @@ def build_prompts(
         GenerationError: the model has no chat template, or its template refuses a dialogue.
     """
     if not build_message:
-        return Prompts(_raw_prompts(query, history, template_kwargs), templated=False)
-    dialogues = build_dialogues(query, history, system_prompt)
-    texts = render(tokenizer, dialogues, template_kwargs, vision)
-    return Prompts(texts, templated=True, visuals=[visuals_in(d) for d in dialogues])
+        variables = {**(template_kwargs or {}), **({"tools": tools} if tools else {})}
+        return Prompts(_raw_prompts(query, history, variables), templated=False)
+    dialogues = [
+        Dialogue(messages, tools, template_kwargs)
+        for messages in build_dialogues(query, history, system_prompt)
+    ]
+    return render(tokenizer, dialogues, vision, special)
 
 
 def build_dialogues(
@@ -87,85 +74,6 @@ def build_dialogues(
     return dialogues
 
 
-def render(
-    tokenizer: "PreTrainedTokenizerBase",
-    dialogues: Sequence[list[Message]],
-    template_kwargs: Mapping[str, Any] | None = None,
-    vision: "VisionProcessor | None" = None,
-) -> list[str]:
-    """Each dialogue as the text that the model continues with its answer."""
-    if not tokenizer.chat_template:
-        raise GenerationError(
-            f"tokenizer '{tokenizer.name_or_path}' has no chat template, so a dialogue cannot be "
-            "written as a prompt. Set `tokenizer.chat_template`, or pass finished prompts with "
-            "build_message=False."
-        )
-    return [
-        _render(tokenizer, i, d, template_kwargs or {}, vision) for i, d in enumerate(dialogues)
-    ]
-
-
-def encode(
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Prompts,
-    vision: "VisionProcessor | None" = None,
-) -> list[list[int]]:
-    """Token ids of each prompt; a BOS that the text already spells out is not added again.
-
-    With `vision` the placeholder of an image is repeated for each of its features.
-    """
-    bos = tokenizer.bos_token
-    ids = [
-        tokenizer(
-            text,
-            add_special_tokens=not (
-                prompts.templated or (bos is not None and text.startswith(bos))
-            ),
-        )["input_ids"]
-        for text in prompts.texts
-    ]
-    if vision is None:
-        return ids
-    return [vision.expand(row, prompts.images(i)).ids for i, row in enumerate(ids)]
-
-
-def answer_lead(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The blanks that a model writes first because its chat template has them before an answer.
-
-    GLM's prompt ends with "<|assistant|>" and its answers begin on a new line; '' for templates
-    whose generation prompt includes what stands there.
-    """
-    if not tokenizer.chat_template:
-        return ""
-    answer = "the-answer-of-the-assistant"
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-    try:
-        prompt = tokenizer.apply_chat_template(
-            turns[:1], tokenize=False, add_generation_prompt=True
-        )
-        whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    except (TemplateError, TypeError):  # a vision model's, which takes contents as parts only
-        return ""
-    if not str(whole).startswith(str(prompt)):
-        return ""
-    ids = encode(tokenizer, Prompts([str(prompt), str(whole)], templated=True))
-    lead = str(tokenizer.decode(ids[1][len(ids[0]) :])).partition(answer)[0]
-    return lead if lead.isspace() else ""
-
-
-def template_variables(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
-    """Names that a caller may hand to the chat template, e.g. {'enable_thinking', 'tools'}."""
-    templates = tokenizer.chat_template or ""
-    sources = templates.values() if isinstance(templates, Mapping) else [templates]
-    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
-    names: set[str] = set()
-    for source in sources:
-        # the tag around trained turns is an extension of transformers that jinja2 cannot parse
-        plain = GENERATION_TAG.sub("", source)
-        names |= meta.find_undeclared_variables(environment.parse(plain))
-    return {name for name in names - TEMPLATE_OWN if not name.endswith("_token")}
-
-
 def _raw_prompts(query: Any, history: Any, template_kwargs: Any) -> list[str]:
     prompts = query if isinstance(query, list) else [query]
     if not all(isinstance(prompt, str) for prompt in prompts):
@@ -173,6 +81,8 @@ def _raw_prompts(query: Any, history: Any, template_kwargs: Any) -> list[str]:
             "build_message=False takes a finished prompt (str) or a list of them; got "
             f"{_shape(query)}. Leave build_message=True for messages."
         )
+    for i, prompt in enumerate(prompts):
+        _refuse_half_characters({"content": prompt}, f"query[{i}]")
     if _any_message(history):
         raise ConfigError(
             "history is written into the prompt by the chat template, which build_message=False "
@@ -216,7 +126,7 @@ def _histories(query: Any, history: Any) -> list[list[Message]]:
 def _turns(query: Any, where: str) -> list[Message]:
     """The messages of one request; the last one is what the model answers."""
     if isinstance(query, str):
-        return [{"role": "user", "content": query}]
+        return [_message({"role": "user", "content": query}, where)]
     if isinstance(query, Mapping):
         message = _message(query, where)
         _refuse_unanswerable(message, where, alone=True)
@@ -265,50 +175,24 @@ def _message(given: Any, where: str) -> Message:
         problem = _part_problem(part)
         if problem:
             raise ConfigError(f"{where} content[{i}] {problem}")
+    _refuse_half_characters(given, where)
     return dict(given)  # type: ignore[return-value]
+
+
+def _refuse_half_characters(message: Mapping[str, Any], where: str) -> None:
+    """Half of a surrogate pair, which no tokenizer takes."""
+    half = half_character(template_message(message))  # without the sources of images
+    if half:
+        raise ConfigError(
+            f"{where} has {half} in it: half a surrogate pair, which is no "
+            "character. Remove or complete it."
+        )
 
 
 def _part_problem(part: Any) -> str:
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
         return f"must be a part such as {{'type': 'text', 'text': '...'}}; got {_shape(part)}."
     return part_problem(part)
-
-
-def _render(
-    tokenizer: Any,
-    index: int,
-    dialogue: list[Message],
-    template_kwargs: Mapping[str, Any],
-    vision: "VisionProcessor | None",
-) -> str:
-    adapt = _as_text if vision is None else template_message
-    try:
-        text = tokenizer.apply_chat_template(
-            [adapt(message) for message in dialogue],
-            tokenize=False,
-            add_generation_prompt=True,
-            **template_kwargs,
-        )
-    except TemplateError as error:
-        raise GenerationError(
-            f"the chat template of '{tokenizer.name_or_path}' refuses request {index} (roles "
-            f"{[message['role'] for message in dialogue]}): {error}"
-        ) from error
-    return text if vision is None else vision.write(text, visuals_in(dialogue))
-
-
-def _as_text(message: Message) -> Message:
-    """Join the text parts of a content list, which templates of text models print as Python."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    visual = [part["type"] for part in content if is_visual(part)]
-    if visual:
-        raise GenerationError(
-            f"the message has {len(visual)} parts of type '{visual[0]}', and this model takes "
-            f"text alone. Models that take images: {', '.join(SUPPORTED)}."
-        )
-    return {**message, "content": "".join(part.get("text", "") for part in content)}
 
 
 def _shape(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -18,10 +18,18 @@ class GenerationOptions:
     top_p, top_k, min_p: sample from the most likely tokens only; see `filter_logits`.
     repetition_penalty: > 1 makes tokens of prompt and answer less likely to come again
         (arXiv 1909.05858, section 4.1).
-    stop: text, or list of texts, that end an answer and are not part of it.
+    no_repeat_ngram_size: no sequence of so many tokens comes twice in prompt and answer; 0 = any.
+    stop: text, or list of texts, that end an answer and are not part of it; a control token too.
+    stop_token_ids: further tokens that end an answer.
+    skip_special_tokens: leave control tokens out of the answers' texts.
+    assistant_prefix: what every answer begins with; the model goes on from there.
+    tools: JSON schemas or Python functions, which the chat template shows to the model.
+    allow_special_tokens: read control tokens in what users, systems and tools say as such; by
+        default they are plain characters there and cannot forge a turn.
     seed: makes sampling repeatable: a request's answer is the same alone and in a batch.
     num_return_sequences: answers a request; they follow each other in the result.
-    build_message: False = the query is a finished prompt.
+    build_message: False = the query is a finished prompt; None = as the adapter was trained, see
+        `main.models.training_record`, or True.
     """
 
     max_new_tokens: int = 512
@@ -31,15 +39,26 @@ class GenerationOptions:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    skip_special_tokens: bool = True
+    assistant_prefix: str = ""
+    tools: Any = None
+    allow_special_tokens: bool = False
     seed: int | None = None
     num_return_sequences: int = 1
-    build_message: bool = True
+    build_message: bool | None = None
 
     @property
     def stop_texts(self) -> list[str]:
         """`stop` as a list."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+    @property
+    def keeps_special(self) -> bool:
+        """Whether control tokens are shown in the answers."""
+        return not self.skip_special_tokens
 
     @property
     def samples(self) -> bool:
@@ -65,6 +84,10 @@ class GenerationOptions:
             found.append(f"repetition_penalty={self.repetition_penalty} must be > 0; 1 is none.")
         if not all(isinstance(text, str) and text for text in self.stop_texts):
             found.append(f"stop={self.stop!r} must be text that is not empty, or a list of such.")
+        if not all(isinstance(i, int) and i >= 0 for i in self.stop_token_ids or []):
+            found.append(f"stop_token_ids={self.stop_token_ids!r} must be numbers of tokens.")
+        if self.no_repeat_ngram_size < 0:
+            found.append(f"no_repeat_ngram_size={self.no_repeat_ngram_size} must be >= 0.")
         return found + self._sampling_problems()
 
     def _sampling_problems(self) -> list[str]:
@@ -98,6 +121,27 @@ def penalize_repetition(
     import torch
 
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+class Ngrams:
+    """Which tokens would repeat a sequence of n tokens that occurred, of one growing row.
+
+    The rule of transformers' NoRepeatNGramLogitsProcessor, at a cost that does not grow.
+    """
+
+    def __init__(self, n: int):
+        self.n = n
+        self.ids: list[int] = []
+        self.followers: dict[tuple[int, ...], list[int]] = {}
+
+    def banned(self, ids: Sequence[int]) -> list[int]:
+        """The tokens that may not follow `ids`, which begin with those of the last call."""
+        for token in ids[len(self.ids) :]:
+            before = tuple(self.ids[len(self.ids) - self.n + 1 :])
+            if len(before) == self.n - 1:
+                self.followers.setdefault(before, []).append(token)
+            self.ids.append(token)
+        return self.followers.get(tuple(self.ids[len(self.ids) - self.n + 1 :]), [])
 
 
 def filter_logits(logits: "torch.Tensor", options: GenerationOptions) -> "torch.Tensor":

@@ -19,16 +19,21 @@ from typing import Any
 
 import torch
 
-from main.models import dtype_name, load_config, load_tokenizer, stop_token_ids
+from main.dialogue.ends import stop_token_ids
+from main.dialogue.prompts import answer_lead
+from main.models import dtype_name, load_config, load_tokenizer
+from main.models.training_record import read_record
 from main.options import nearest, parse, raise_all
-from main.predictor.base import BasePredictor, Voice
+from main.predictor.answerer import answerer
+from main.predictor.as_trained import AsTrained
+from main.predictor.base import BasePredictor
+from main.predictor.call import Call, Voice
 from main.predictor.decode import Row
-from main.predictor.engine import ALIKE, Engine, Request, engine_options
-from main.predictor.lora import Adapters, lora_arguments
-from main.predictor.params import sampling_params, take
-from main.predictor.pixels import OWN_PIXELS, check_torchvision, image_input
-from main.predictor.request import answer_lead
 from main.predictor.sampling import GenerationOptions
+from main.predictor.vllm_adapters import Adapters, lora_arguments
+from main.predictor.vllm_engine import ALIKE, Engine, Request, engine_options
+from main.predictor.vllm_params import sampling_params, take
+from main.predictor.vllm_pixels import OWN_PIXELS, check_torchvision, image_input
 from main.vision import load_vision
 
 OWN_ADAPTER = Path()  # stands for the adapter that the predictor was made with
@@ -77,6 +82,11 @@ class CallOptions(GenerationOptions):
             found.append(f"{' and '.join(given)} exclude each other: give one of them.")
         if self.choice is not None and not all(isinstance(c, str) and c for c in self.choice):
             found.append(f"choice={self.choice!r} must be a list of texts that are not empty.")
+        if self.no_repeat_ngram_size:
+            found.append(
+                "no_repeat_ngram_size is not among what vLLM can do: leave it out, use "
+                "repetition_penalty, or main.predictor.hf."
+            )
         if self.choice == []:
             found.append("choice=[] leaves no answer: give at least one text.")
         if not isinstance(self.json_schema, str | Mapping | type | None):
@@ -133,12 +143,17 @@ class Predictor(BasePredictor):
             check_torchvision(own.model_from_pretrained)
             arguments = {**arguments, **OWN_PIXELS}
         self._dtype = getattr(torch, arguments["dtype"])
+        self._config = config
         self._generation_config = _generation_config(own.model_from_pretrained, config)
         self.system_prompt = own.system_prompt
         self.engine = Engine(arguments)
         try:
             self.context = self.engine.context
-            base = Voice(tokenizer, self._stop_ids(tokenizer), answer_lead(tokenizer))
+            self.vocabulary = config.get_text_config().vocab_size
+            trained = AsTrained(read_record(own.model_from_pretrained))
+            stops, lead = self._stop_ids(tokenizer), answer_lead(tokenizer)
+            who = answerer(own.model_from_pretrained, quantization=arguments.get("quantization"))
+            base = Voice(tokenizer, stops, lead, trained=trained, answerer=who)
             self._adapters = Adapters(self.engine, base, self._stop_ids, arguments, config)
             self.voice = base if own.peft_path is None else self._adapters.voice(own.peft_path)
         except BaseException:
@@ -166,7 +181,7 @@ class Predictor(BasePredictor):
         self.close()
 
     def _stop_ids(self, tokenizer: Any) -> frozenset[int]:
-        return frozenset(stop_token_ids(self._generation_config, tokenizer))
+        return frozenset(stop_token_ids(self._generation_config, tokenizer, self._config))
 
     def _voice(self, settings: CallOptions) -> Voice:
         path = settings.peft_path
@@ -175,37 +190,37 @@ class Predictor(BasePredictor):
         return self._adapters.base if path is None else self._adapters.voice(path)
 
     def _decode(
-        self, rows: list[Row], settings: CallOptions, logprobs: bool = False, stepwise: bool = False
+        self, rows: list[Row], call: Call, logprobs: bool = False, stepwise: bool = False
     ) -> Iterator[list[Row]]:
-        voice = self._voice(settings)
+        settings = call.settings
         running = [row for row in rows if not row.finished]
         params = [
-            sampling_params(row, settings, voice.stop_ids, logprobs, stepwise, settings.structure)
+            sampling_params(row, settings, call.stop_ids, logprobs, stepwise, settings.structure)
             for row in running
         ]
         requests = [
-            Request(row.prompt_ids, param, voice.adapter, self._images(row))
+            Request(row.prompt_ids, param, call.voice.adapter, self._images(row))
             for row, param in zip(running, params, strict=True)
         ]
         if not stepwise:
             for row, output in zip(running, self.engine.run(requests), strict=True):
-                take(row, output, voice.stop_ids)
+                take(row, output, call.stop_ids)
             yield rows
             return
-        yield from self._steps(running, requests, voice)
+        yield from self._steps(running, requests, call)
 
     def _images(self, row: Row) -> Mapping[str, Any]:
         if self.vision is None:
             return {}
         return image_input(row.prompt_ids, row.visuals, self.vision, self._dtype)
 
-    def _steps(self, rows: list[Row], requests: list[Request], voice: Voice) -> Iterator[list[Row]]:
+    def _steps(self, rows: list[Row], requests: list[Request], call: Call) -> Iterator[list[Row]]:
         """Tokens as they come, until every row is finished, be it by its caller."""
         for items in self.engine.stream(requests):
             changed = {}
             for index, output in items:
                 if not rows[index].finished:
-                    take(rows[index], output, voice.stop_ids)
+                    take(rows[index], output, call.stop_ids)
                     changed[index] = rows[index]
             if changed:
                 yield list(changed.values())

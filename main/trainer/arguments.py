@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from main.models import LoraOptions
-from main.options import below
+from main.options import Options, below, not_positive
+from main.trainer.available import scheduler_problems, tracker_problems
 
 Strategy = Literal["no", "steps", "epoch"]
+Precision = Literal["no", "bf16", "fp16"]
 
-SETUP_ALIASES = {"max_new_tokens": "max_length"}
+SETUP_ALIASES = {"max_new_tokens": "max_length", "chat_template_kwargs": "template_kwargs"}
 LOOP_ALIASES = {
     "num_train_epochs": "num_epochs",
     "learning_rate": "lr",
@@ -19,7 +21,7 @@ LOOP_ALIASES = {
 
 
 @dataclass(kw_only=True)
-class SetupOptions(LoraOptions):
+class SetupOptions(LoraOptions, Options):
     """Arguments of every trainer's constructor, beside the adapter's own (LoraOptions).
 
     from_pretrained: folder of the base model.
@@ -32,6 +34,13 @@ class SetupOptions(LoraOptions):
     batch_size: rows a process computes at once; batch_size_eval defaults to it.
     task_name: names the folders under save_model/, data_record/ and logs/.
     seed: fixes the adapter's start, the order of rows and dropout.
+    dtype: of the base: 'auto' (as the checkpoint is stored, or float32 where the device runs that
+        badly), or a name such as 'bfloat16'; adapters are float32.
+    device: where the model is; by default the process's own GPU, or the CPU.
+    quantization: '4bit' or '8bit' loads the frozen base so (QLoRA; extra `qlora`).
+    attn_implementation: transformers' name of an attention, e.g. 'sdpa'; by default its choice.
+    trust_remote_code: run code that lies in the model's folder; never needed for our families.
+    gradient_checkpointing: compute activations again in the backward pass: less memory, more time.
     output_dir: where those three folders are made.
     template_kwargs: handed to the chat template, e.g. {"enable_thinking": False}.
     """
@@ -61,6 +70,8 @@ class SetupOptions(LoraOptions):
     def problems(self) -> list[str]:
         found = super().problems()
         found += below(self, {"max_length": 1, "batch_size": 1, "batch_size_eval": 1})
+        if not 0 <= self.seed < 2**31:
+            found.append(f"seed={self.seed} must be from 0 to {2**31 - 1}.")
         parts = Path(self.task_name).parts
         if not parts or ".." in parts or Path(self.task_name).is_absolute():
             found.append(
@@ -70,29 +81,51 @@ class SetupOptions(LoraOptions):
         return found
 
 
+# Arguments of the call that act on evaluations.
+OF_EVALUATION = ("metric_for_best_model", "greater_is_better", "early_stopping_patience")
+
+
 @dataclass(kw_only=True)
-class LoopOptions:
+class LoopOptions(Options):
     """Arguments of every trainer's call, beside the algorithm's own.
 
-    num_epochs: passes over the training rows.
-    lr: peak learning rate; warmup_ratio is the share of all optimizer steps spent rising to it.
+    num_epochs: passes over the training rows; a fraction ends within one.
+    max_steps: optimizer steps after which the run ends; rows are gone through as often as it takes.
+        Given beside num_epochs, what comes first ends the run.
+    lr: peak learning rate; warmup_ratio is the share of all optimizer steps spent rising to it, and
+        warmup_steps their number, in its place.
+    weight_decay: of AdamW, on the adapter's weights; adam_betas and adam_epsilon are its others.
+    lr_scheduler_type: transformers' name of a schedule after the warm-up, e.g. 'cosine', 'linear',
+        'constant'.
     gradient_accumulation_steps: micro-batches a process adds up in one optimizer step.
     max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
     bf16, fp16: autocast the forward pass; adapter weights stay float32.
+    torch_compile: compile the model's layers, on a GPU: steps are faster and need less memory, the
+        first one takes a minute longer.
+    group_by_length: rows of similar length share a step, which saves padding; the order of steps is
+        random all the same.
+    logging_strategy, eval_strategy, save_strategy: 'steps', 'epoch' or 'no'.
     logging_steps, eval_steps, save_steps: optimizer steps between two, under strategy 'steps'.
+        The end of a run is logged, saved and evaluated besides, unless the strategy is 'no'.
     save_total_limit: newest checkpoints kept; the best one is kept besides.
     metric_for_best_model: a key of the evaluation, e.g. 'loss'; greater_is_better decides by it.
     early_stopping_patience: stop after this many evaluations without a better metric.
+    load_best_model_at_end: when the run has ended, the model gets the weights of the best of its
+        checkpoints that were evaluated.
     report_to: accelerate trackers, e.g. ['tensorboard', 'wandb'], or 'none'.
     resume_from_checkpoint: a checkpoint directory, or 'auto' for the newest complete one.
+    resume_changes: 'apply' goes on from a checkpoint with another learning rate, weight decay or
+        schedule than it was trained with; otherwise a change is refused.
     non_finite: what to do with a step whose gradient is not finite: 'stop' or 'skip'.
     progress: show a progress bar; by default only when the output is a terminal.
     """
 
-    num_epochs: int = 3
+    num_epochs: float = 3
+    max_steps: int | None = None
     lr: float = 1e-4
     weight_decay: float = 0.0
     warmup_ratio: float = 0.03
+    warmup_steps: int | None = None
     lr_scheduler_type: str = "cosine"
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
@@ -100,6 +133,7 @@ class LoopOptions:
     adam_epsilon: float = 1e-8
     bf16: bool = False
     fp16: bool = False
+    torch_compile: bool = False
     group_by_length: bool = True
     logging_strategy: Strategy = "steps"
     logging_steps: int = 10
@@ -111,35 +145,77 @@ class LoopOptions:
     metric_for_best_model: str = "loss"
     greater_is_better: bool = False
     early_stopping_patience: int | None = None
+    load_best_model_at_end: bool = False
     report_to: list | str = "tensorboard"
     resume_from_checkpoint: str | Path | None = None
+    resume_changes: Literal["apply"] | None = None
     non_finite: Literal["stop", "skip"] = "stop"
     progress: bool | None = None
 
     def problems(self) -> list[str]:
-        found = below(self, {"num_epochs": 1, "gradient_accumulation_steps": 1})
-        found += below(self, {"logging_steps": 1, "eval_steps": 1, "save_steps": 1})
-        found += below(self, dict.fromkeys(("lr", "weight_decay", "max_grad_norm"), 0))
-        for name in ("save_total_limit", "early_stopping_patience"):
+        steps = ("logging_steps", "eval_steps", "save_steps", "gradient_accumulation_steps")
+        found = not_positive(self, ["num_epochs", "adam_epsilon"])
+        found += below(self, dict.fromkeys(steps, 1))
+        found += below(self, {"lr": 0, "weight_decay": 0, "max_grad_norm": 0, "warmup_steps": 0})
+        for name in ("save_total_limit", "early_stopping_patience", "max_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"{name}={value} must be 1 or more, or None.")
         if not 0 <= self.warmup_ratio < 1:
             found.append(f"warmup_ratio={self.warmup_ratio} must be at least 0 and below 1.")
+        if not _are_betas(self.adam_betas):
+            found.append(f"adam_betas={self.adam_betas} must be two numbers from 0 to below 1.")
         if self.bf16 and self.fp16:
             found.append("bf16 and fp16 exclude each other: set one of them.")
-        return found + _scheduler_problems(self.lr_scheduler_type)
+        if self.load_best_model_at_end and "no" in (self.eval_strategy, self.save_strategy):
+            found.append(
+                "load_best_model_at_end=True needs checkpoints that are evaluated: set "
+                "eval_strategy and save_strategy to 'epoch' or 'steps'."
+            )
+        found += scheduler_problems(self.lr_scheduler_type)
+        return found + tracker_problems(self.trackers)
+
+    def without_effect(self) -> dict[str, str]:
+        found = {}
+        for name in ("logging", "eval", "save"):
+            strategy = getattr(self, f"{name}_strategy")
+            if strategy != "steps":
+                found[f"{name}_steps"] = f"{name}_strategy={strategy!r}"
+        if self.save_strategy == "no":
+            found["save_total_limit"] = "save_strategy='no'"
+        if self.eval_strategy == "no":
+            found |= dict.fromkeys(OF_EVALUATION, "eval_strategy='no'")
+        if self.resume_from_checkpoint is None:
+            found["resume_changes"] = "resume_from_checkpoint=None"
+        if self.warmup_steps is not None:
+            found["warmup_ratio"] = f"warmup_steps={self.warmup_steps}"
+        return found
+
+    def harmless(self) -> frozenset[str]:
+        return frozenset({"logging_steps"})
 
     @property
-    def trackers(self) -> list[str]:
-        """Names for accelerate; 'none' and [] mean no tracker."""
+    def epochs(self) -> float | None:
+        """The limit in epochs; None where only `max_steps` was given."""
+        by_steps = self.max_steps is not None and "num_epochs" not in self.given
+        return None if by_steps else self.num_epochs
+
+    @property
+    def best_metric(self) -> str:
+        """`metric_for_best_model` without the prefix that transformers allows."""
+        return self.metric_for_best_model.removeprefix("eval_")
+
+    @property
+    def precision(self) -> Precision:
+        """The one asked for; what the launcher says may add to it."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
+
+    @property
+    def trackers(self) -> list[Any]:
+        """Names for accelerate, or its tracker objects; 'none' and [] mean no tracker."""
         names = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
         return [name for name in names if name != "none"]
 
 
-def _scheduler_problems(name: str) -> list[str]:
-    from transformers.trainer_utils import SchedulerType
-
-    needs_more = ("reduce_lr_on_plateau", "cosine_with_min_lr", "warmup_stable_decay", "greedy")
-    known = [kind.value for kind in SchedulerType if not kind.value.startswith(needs_more)]
-    return [] if name in known else [f"lr_scheduler_type={name!r} must be one of {known}."]
+def _are_betas(betas: tuple) -> bool:
+    return len(betas) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in betas)

@@ -3,11 +3,16 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from main import __version__
+from main.dialogue.plain import PlainText
 from main.errors import DataError
-from main.loaders import get_loader, get_template, load_dataset_split, resolve
+from main.loaders import OWN_LOADERS, get_loader, get_template, load_dataset_split, resolve
+from main.loaders.cache import file_digest
+from main.loaders.digest import rows_digest
 from main.models import (
     LoraOptions,
     add_adapter,
@@ -17,26 +22,56 @@ from main.models import (
     load_model,
     load_tokenizer,
     save_adapter,
-    stop_token_ids,
 )
-from main.options import parse, raise_all
-from main.trainer import layout, tensor_parallel
-from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
-from main.trainer.launch import launch_problems
-from main.trainer.logprobs import LogprobModel
-from main.trainer.loop import Loop, Place
-from main.trainer.task import Task
+from main.models.adapter_fit import contradictions
+from main.models.compiled import compile_problems
+from main.models.content import adapter_content, base_content, base_dtypes
+from main.models.lora import starts_as_base
+from main.models.ragged import use_ragged
+from main.models.training_record import (
+    TrainingRecord,
+    arguments_of,
+    model_digest,
+    plain,
+    template_digest,
+    write_record,
+)
+from main.models.vocabulary import embedding_rows
+from main.options import documentation, parse, raise_all
+from main.system.processes import uses_deepspeed
+from main.trainer.arguments import (
+    LOOP_ALIASES,
+    OF_EVALUATION,
+    SETUP_ALIASES,
+    LoopOptions,
+    SetupOptions,
+)
+from main.trainer.engines import layout, tensor_parallel
+from main.trainer.fitting import row_limit, vocabulary_problems
+from main.trainer.loop.home import Home
+from main.trainer.loop.identity import options_of
+from main.trainer.loop.launch import launch_problems
+from main.trainer.loop.run import Loop
+from main.trainer.loop.task import Task
+from main.trainer.policy.logprobs import LogprobModel
 from main.types import EpochResult
-from main.utils.processes import uses_deepspeed
 from main.vision import load_vision
 
 
 class EncodedRows:
-    """Memory-mapped rows of a file, read one at a time; `lengths` alone is held in memory."""
+    """Memory-mapped rows of a file, read one at a time; `lengths` alone is held in memory.
+
+    table: the Arrow table that they lie in.
+    """
 
     def __init__(self, dataset: Any):
         self._dataset = dataset
+        self.table = dataset.data
         self.lengths = list(dataset["length"])
+
+    @cached_property
+    def digest(self) -> str:
+        return rows_digest(self._dataset)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -45,25 +80,32 @@ class EncodedRows:
         return self._dataset[index]
 
 
-class BaseTrainer(Task):
-    """Loads everything in the constructor, in the order in which mistakes are cheapest to find."""
+class BaseTrainer:
+    """Loads everything in the constructor, in the order in which mistakes are cheapest to find.
+
+    A call makes a task of what was loaded and of the call's options, and hands it to a loop; the
+    trainer itself stays as it is, but for the weights that are trained.
+    """
 
     setup_class: ClassVar[type[SetupOptions]] = SetupOptions
     loop_class: ClassVar[type[LoopOptions]] = LoopOptions
     setup_aliases: ClassVar[Mapping[str, str]] = SETUP_ALIASES
     loop_aliases: ClassVar[Mapping[str, str]] = LOOP_ALIASES
-    loaders: ClassVar[tuple[str, ...]]  # row formats that the method can train on
+    loaders: ClassVar[tuple[str, ...]]  # our row formats that the method can train on
     takes_images: ClassVar[bool] = False  # whether its batches carry pixels
+    sets_itself: ClassVar[tuple[str, ...]] = ()  # of an adapter from `resume_path` too
 
     def __init_subclass__(cls) -> None:
         """Show the real arguments in `help()` and to editors, not `**arguments`."""
         for method, options in (("__init__", cls.setup_class), ("__call__", cls.loop_class)):
             if method in cls.__dict__:
-                cls.__dict__[method].__signature__ = _signature(options)
+                function = cls.__dict__[method]
+                function.__signature__ = _signature(options)
+                function.__doc__ = f"{function.__doc__ or ''}\n\n{documentation(options)}".strip()
 
     def __init__(self, **arguments: Any):
-        where = f"{type(self).__module__.rsplit('.', 1)[-1]}.Trainer"
-        self.setup = setup = parse(self.setup_class, arguments, f"{where}()", self.setup_aliases)
+        where = f"{self._public_name()}()"
+        self.setup = setup = parse(self.setup_class, arguments, where, self.setup_aliases)
         raise_all(self._problems(setup))
         self.layout = layout.take_over()
         raise_all(layout.problems(setup, self.layout))
@@ -73,45 +115,87 @@ class BaseTrainer(Task):
         )
         self.vision = self._load_vision() if self.takes_images else None
         self.template = get_template(
-            self.tokenizer, setup.loader_name, self.vision, **setup.template_kwargs
+            self.tokenizer,
+            setup.loader_name,
+            self.vision,
+            getattr(setup, "train_turns", "all"),
+            **setup.template_kwargs,
         )
-        self.batch_size = setup.batch_size
-        self.batch_size_eval = setup.batch_size_eval or setup.batch_size
+        self.data_digests = {split: file_digest(path) for split, path in files.items()}
         self._load_data(files)
-        self.model = LogprobModel(self._load_policy())
+        policy = self._load_policy()
+        raise_all(self._misfits(policy))
+        self.model = LogprobModel(policy, ragged=use_ragged(policy.get_base_model()))
         if self.layout.tensor > 1:
             raise_all(tensor_parallel.problems(self.causal_lm, self.layout.tensor))
 
     def __call__(self, **arguments: Any) -> Iterator[EpochResult]:
         raise NotImplementedError
 
+    def task(self, **arguments: Any) -> Any:
+        """The method, configured for one run with the arguments of a call, all of them checked."""
+        where = f"{self._public_name()}.__call__()"
+        options = parse(self.loop_class, arguments, where, self.loop_aliases, self.without_effect)
+        if options.torch_compile:
+            whole = not (uses_deepspeed() or self.layout.is_shared)
+            raise_all(compile_problems(self.causal_lm, options.bf16, whole))
+        return self.configured(options)
+
+    def without_effect(self, options: Any) -> dict[str, str]:
+        """Arguments of a call that change nothing with what was loaded, and why; see `parse`."""
+        if self.eval_data is not None:
+            return {}
+        names = [*OF_EVALUATION, "eval_steps"]
+        names += ["eval_strategy"] if options.eval_strategy != "no" else []
+        names += ["load_best_model_at_end"] if options.load_best_model_at_end else []
+        return dict.fromkeys(names, f"a data set without a split {self.setup.eval_mode!r}")
+
+    def configured(self, options: Any) -> "BaseTask":
+        """A new task of what was loaded and of checked options."""
+        raise NotImplementedError
+
     def _run(self, arguments: dict[str, Any]) -> Iterator[EpochResult]:
         """Check the arguments now; train when the returned generator is iterated."""
-        where = f"{type(self).__module__.rsplit('.', 1)[-1]}.Trainer.__call__()"
-        self.options = parse(self.loop_class, arguments, where, self.loop_aliases)
-        place = Place(
-            Path(self.setup.output_dir),
-            self.setup.task_name,
-            family(self.causal_lm.config),
-            self.setup.seed,
-        )
-        return Loop(self, self.options, place).run()
+        task, setup = self.task(**arguments), self.setup
+        name = family(self.causal_lm.config)
+        home = Home(Path(setup.output_dir), setup.task_name, name, setup.seed)
+        return Loop(task, task.options, home).run()
+
+    @classmethod
+    def _public_name(cls) -> str:
+        """'dpo.Trainer' for main/trainer/dpo/trainer.py: as callers import it."""
+        return f"{cls.__module__.removesuffix('.trainer').rpartition('.')[2]}.Trainer"
 
     def _problems(self, setup: SetupOptions) -> list[str]:
-        if setup.loader_name in self.loaders:
+        if self._takes(setup.loader_name):
             return launch_problems()
-        get_loader(setup.loader_name)  # an unknown name has an error of its own
         return [
             f"loader_name={setup.loader_name!r} does not fit this trainer: "
             f"it must be one of {list(self.loaders)}."
         ]
 
-    def _load_vision(self) -> Any:
+    @classmethod
+    def _takes(cls, loader_name: str) -> bool:
+        """By its name, or by its columns where it was registered from outside.
+
+        Raises:
+            ConfigError: no such loader.
+        """
+        columns = get_loader(loader_name).columns
+        return loader_name in cls.loaders or (
+            loader_name not in OWN_LOADERS
+            and any(columns == get_loader(name).columns for name in cls.loaders)
+        )
+
+    @cached_property
+    def _config(self) -> Any:
         setup = self.setup
-        config = setup.config or load_config(
+        return setup.config or load_config(
             setup.from_pretrained, trust_remote_code=setup.trust_remote_code
         )
-        return load_vision(setup.from_pretrained, config, self.tokenizer)
+
+    def _load_vision(self) -> Any:
+        return load_vision(self.setup.from_pretrained, self._config, self.tokenizer)
 
     def _load_data(self, files: dict[str, Path]) -> None:
         setup = self.setup
@@ -120,13 +204,21 @@ class BaseTrainer(Task):
                 f"data_path={setup.data_path!r} has no 'train' split, only {sorted(files)}."
             )
 
+        limit = row_limit(setup.max_length, self._config)
+
         def load(split: str) -> Any:
             return EncodedRows(
-                load_dataset_split(files[split], self.row_format, self.template, setup.max_length)
+                load_dataset_split(files[split], self.row_format, self.template, limit)
             )
 
         self.train_data = load("train")
         self.eval_data = load(setup.eval_mode) if setup.eval_mode in files else None
+
+    def _misfits(self, policy: Any) -> list[str]:
+        """Tokens that the model has no embedding for."""
+        data = [("train", self.train_data), (str(self.setup.eval_mode), self.eval_data)]
+        encoded = {split: rows for split, rows in data if isinstance(rows, EncodedRows)}
+        return vocabulary_problems(self.tokenizer, embedding_rows(policy), encoded)
 
     def _load_policy(self) -> Any:
         """The base model with an adapter: a new one, or the one of `resume_path`."""
@@ -143,13 +235,17 @@ class BaseTrainer(Task):
             attn_implementation=setup.attn_implementation,
             trust_remote_code=setup.trust_remote_code,
         )
+        self.base_digest = model_digest(base)
         if setup.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
+        names = {field.name for field in fields(LoraOptions)}
+        options = LoraOptions(**{name: getattr(setup, name) for name in names})
         if setup.resume_path is not None:
+            given = (setup.given & names) - set(self.sets_itself)
+            raise_all(contradictions(base, setup.resume_path, options, given))
             return load_adapter(base, setup.resume_path, trainable=True)
         set_seed(setup.seed)
-        names = [field.name for field in fields(LoraOptions)]
-        return add_adapter(base, LoraOptions(**{name: getattr(setup, name) for name in names}))
+        return add_adapter(base, options)
 
     @property
     def row_format(self) -> str:
@@ -157,33 +253,82 @@ class BaseTrainer(Task):
         return self.setup.loader_name
 
     @property
-    def unwrapped(self) -> Any:
-        """`model` without the wrappers of several processes."""
-        from accelerate.utils import extract_model_from_parallel
-
-        return extract_model_from_parallel(self.model)
-
-    @property
     def causal_lm(self) -> Any:
-        """The transformers model below adapter and wrappers."""
-        return self.unwrapped.causal_lm()
+        """The transformers model below the adapter."""
+        return self.model.causal_lm()
 
     @property
     def policy(self) -> Any:
-        """The PEFT model, without wrappers."""
-        return self.unwrapped.model
+        """The PEFT model."""
+        return self.model.model
 
     @property
-    def pad_id(self) -> int:
-        return self.tokenizer.pad_token_id or 0
+    def starts_fresh(self) -> bool:
+        """Whether the adapter, as it was made here, changes nothing yet."""
+        return self.setup.resume_path is None and starts_as_base(self.setup)
 
-    @property
-    def stop_ids(self) -> list[int]:
-        return stop_token_ids(self.causal_lm, self.tokenizer)
+    def save(self, directory: Path, options: LoopOptions | None = None) -> None:
+        """Write adapter and tokenizer as they are, for predictors, peft and vLLM.
 
-    def save(self, directory: Path) -> None:
+        `options`: of the call that trained it, for `training.json`.
+        """
         save_adapter(self.policy, directory)
         self.tokenizer.save_pretrained(str(directory))
+        write_record(directory, self._record(options))
+
+    def _record(self, options: LoopOptions | None) -> TrainingRecord:
+        """How the adapter is trained, for `training.json`."""
+        return TrainingRecord(
+            library=__version__,
+            method=self._public_name(),
+            base=str(self.setup.from_pretrained),
+            base_digest=self.base_digest,
+            loader=self.setup.loader_name,
+            plain_text=isinstance(self.template, PlainText),
+            template_digest=template_digest(self.tokenizer),
+            template_kwargs=plain(self.setup.template_kwargs),
+            data=self.data_digests,
+            setup=arguments_of(self.setup),
+            call=arguments_of(options) if options else {},
+        )
+
+
+class BaseTask(Task):
+    """A method with what the trainer loaded: made afresh by every call, for one run.
+
+    trained: the model without what an engine puts around it; `model` is the one to call where
+        gradients are made. Both share all weights.
+    """
+
+    def __init__(self, trainer: Any, options: Any):
+        self.trainer, self.options, self.setup = trainer, options, trainer.setup
+        self.model = self.trained = trainer.model
+        self.policy, self.causal_lm = trainer.policy, trainer.causal_lm
+        self.tokenizer = trainer.tokenizer
+        self.pad_id: int = self.tokenizer.pad_token_id or 0
+        self.train_data, self.eval_data = trainer.train_data, trainer.eval_data
+        self.batch_size = self.setup.batch_size
+        self.batch_size_eval = self.setup.batch_size_eval or self.batch_size
+
+    def save(self, directory: Path) -> None:
+        self.trainer.save(directory, self.options)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "method": self.trainer._public_name(),
+            "base": base_content(self.policy)[:16],
+            "base's dtype": base_dtypes(self.policy),
+            **adapter_content(self.policy),
+            **options_of(self.setup),
+        }
+
+    def around(self) -> dict[str, Any]:
+        return {
+            "main": __version__,
+            "from_pretrained": str(self.setup.from_pretrained),
+            "data_path": plain(self.setup.data_path),
+            "device": str(self.policy.device),
+        }
 
 
 def _signature(options: type) -> inspect.Signature:

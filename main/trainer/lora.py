@@ -1,9 +1,11 @@
 """Supervised fine-tuning (SFT) of a LoRA adapter.
 
-    loss = -(1 / N) sum over the N trained tokens of the optimizer step of log p(token | before it)
+    loss = -(1 / W) sum over the trained tokens of the optimizer step of w log p(token | before it)
+
+with w the weight of the row times that of the turn (1 where nothing is said), and W their sum.
 
 Deviations from the usual SFT loop:
-1. N counts the trained tokens of the whole step, over micro-batches and processes: the same loss
+1. W counts the trained tokens of the whole step, over micro-batches and processes: the same loss
    and gradient however the step is cut.
 2. Only the positions whose next token is trained reach the output layer.
 3. Rows of similar length share a step, see main/loaders/sampler.py.
@@ -20,25 +22,48 @@ the same layers: give it rows that all have images, or none.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from main.dialogue.template import TrainTurns
+from main.loaders import get_loader
 from main.loaders.collate import collate_images, collate_sft
-from main.trainer.base import BaseTrainer
-from main.trainer.task import Batch, LossOutput, Row
+from main.trainer.arguments import LoopOptions, SetupOptions
+from main.trainer.base import BaseTask, BaseTrainer
+from main.trainer.loop.task import Batch, LossOutput, Row
 from main.types import EpochResult
+
+
+@dataclass(kw_only=True)
+class SupervisedSetup(SetupOptions):
+    """Arguments of the constructor beside `SetupOptions`.
+
+    train_turns: of every dialogue, 'all' turns of the assistant's are trained, or the 'last' one;
+        a row's and a turn's own weight count besides.
+    """
+
+    train_turns: TrainTurns = "all"
+
+    def without_effect(self) -> dict[str, str]:
+        found = super().without_effect()
+        if get_loader(self.loader_name).template == "plain":
+            found["train_turns"] = f"loader_name={self.loader_name!r}, whose rows have no turns"
+        return found
 
 
 class Trainer(BaseTrainer):
     """LoRA, DoRA, rsLoRA, PiSSA and QLoRA fine-tuning on chat or context/target rows.
 
-    The constructor takes the arguments of `main.trainer.arguments.SetupOptions`, the call those of
-    `LoopOptions`; `help(Trainer.__init__)` and `help(Trainer.__call__)` list them.
+    The constructor takes the arguments of `SupervisedSetup`, the call those of
+    `main.trainer.arguments.LoopOptions`; `help(Trainer.__init__)` and `help(Trainer.__call__)` list
+    them.
 
     Raises:
         ConfigError, DataError, ModelError, MissingFileError: in the constructor and at the call,
             before anything is trained.
     """
 
+    setup_class = SupervisedSetup
     loaders = ("LLM_Chat", "ChatGLM_Chat", "LLM_Pure", "ChatGLM_LoRA")
     takes_images = True
 
@@ -49,18 +74,37 @@ class Trainer(BaseTrainer):
         """Train; yields an EpochResult per epoch with `loss`, the mean over trained tokens."""
         return self._run(arguments)
 
+    def configured(self, options: LoopOptions) -> "SupervisedTask":
+        return SupervisedTask(self, options)
+
+
+class SupervisedTask(BaseTask):
+    """Maximum likelihood of the trained tokens."""
+
     def collate(self, rows: list[Row]) -> Batch:
         tensors = collate_sft(rows, self.pad_id)
+        mask, weights = tensors["loss_mask"], tensors["weights"]
         return Batch(
             tensors={
-                **{name: tensors[name] for name in ("input_ids", "loss_mask")},
-                **collate_images(rows, tensors["input_ids"], self.vision),
+                "input_ids": tensors["input_ids"],
+                "loss_mask": mask,
+                "weights": weights,
+                **collate_images(rows, tensors["input_ids"], self.trainer.vision),
+                "lengths": [[len(row["input_ids"])] for row in rows],
             },
-            counts={"tokens": int(tensors["loss_mask"].sum())},
+            counts={"tokens": float(mask.sum() if weights is None else weights.sum())},
             tokens=int(tensors["attention_mask"].sum()),
         )
 
     def loss(self, tensors: dict[str, Any], totals: Mapping[str, float]) -> LossOutput:
-        logprobs = self.model(**tensors).logprobs
-        negative = -logprobs.sum()
-        return LossOutput(negative / totals["tokens"], {"loss": (negative, len(logprobs))})
+        inputs = {name: value for name, value in tensors.items() if name != "weights"}
+        logprobs, weights = self.model(**inputs).logprobs, tensors["weights"]
+        if weights is None:
+            negative, weight = -logprobs.sum(), float(len(logprobs))
+        else:
+            of_tokens = weights[tensors["loss_mask"]]
+            negative, weight = -(of_tokens * logprobs).sum(), of_tokens.sum()
+        return LossOutput(negative / totals["tokens"], {"loss": (negative, weight)})
+
+    def evaluated_names(self) -> list[str]:
+        return ["loss"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from main.chatglm import is_chatglm
 from main.errors import ConfigError
 from main.models import load_config, load_model, load_tokenizer
-from main.utils.folders import write_directory
+from main.system.folders import write_directory
 
 
 def convert_chatglm(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
@@ -23,7 +23,7 @@ def convert_chatglm(source: str | os.PathLike[str], output: str | os.PathLike[st
 
     Raises:
         ConfigError: `source` is no original folder, or `output` exists already.
-        MissingFileError, ModelError, CheckpointError: see `main.models` and `main.utils.folders`.
+        MissingFileError, ModelError, DiskError: see `main.models` and `main.system.folders`.
     """
     folder, final = Path(source).expanduser(), Path(output).expanduser()
     if not is_chatglm(folder):

@@ -12,6 +12,7 @@ only after it was opened again and gave the adapted model's logits.
 import argparse
 import gc
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,28 +20,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from main.dialogue.ends import stop_token_ids
+from main.dialogue.prompts import encode
 from main.errors import ConfigError, ModelError
 from main.models import (
-    Quantization,
     has_tokenizer,
     load_adapter,
     load_config,
     load_model,
     load_tokenizer,
     read_adapter,
-    stop_token_ids,
 )
+from main.models.combine import combine_adapters
+from main.models.load import Quantization
+from main.models.logits import largest_difference, prompt_logits, same_top
+from main.models.merging import full_precision_base, merge
+from main.models.training_record import TrainingRecord, read_record, write_record
 from main.options import parse
-from main.predictor.request import build_prompts, encode
-from main.utils.combine import combine_adapters
-from main.utils.folders import write_directory
-from main.utils.logits import largest_difference, prompt_logits, same_top
-from main.utils.merge_weights import full_precision_base, merge_adapter
+from main.predictor.request import build_prompts
+from main.system.folders import write_directory
 from main.utils.ollama import find_converter, modelfile_start, write_gguf, write_modelfile
 from main.vision.processor import copy_settings
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 Format = Literal["safetensors", "gguf", "ollama"]
 REPORT = "merge_report.json"
@@ -67,6 +72,8 @@ class MergeOptions:
 
     base: the base model's folder or hub name.
     peft_path (also resume_path): an adapter folder, or several.
+    device: what merges and compares; by default a GPU where there is one.
+    trust_remote_code: run code that lies in the base's folder.
     output: folder to write; refused when it exists, unless `overwrite`.
     weights: of the adapters, 1 each unless given.
     dtype: of the saved weights; 'auto' = as the base is stored.
@@ -148,7 +155,7 @@ def merge_model(
     Raises:
         ConfigError: arguments that cannot work.
         ModelError: the merged model differs from the adapted one; nothing is written then.
-        MissingFileError, MissingExtraError, CheckpointError: see `main.models`, `main.errors`.
+        MissingFileError, MissingExtraError, DiskError: see `main.models`, `main.errors`.
     """
     given = {"base": base, "peft_path": peft_path, "output": output, **options}
     settings = parse(MergeOptions, given, "merge_model()", {"resume_path": "peft_path"})
@@ -158,9 +165,9 @@ def merge_model(
         _tokenizer_folder(settings), trust_remote_code=settings.trust_remote_code
     )
     modelfile = modelfile_start(tokenizer) if settings.format == "ollama" else None
-    prompts = _prompt_ids(tokenizer, settings.prompts)
+    record = read_record(settings.adapters[0])
+    prompts = _prompt_ids(tokenizer, settings.prompts, record)
     merged = _merge(settings, prompts)
-    _refuse(merged.difference, settings, "float32", "merging in float32")
     _finish(merged.models[0], tokenizer, dtype)
     reports: list[MergeReport] = []
 
@@ -168,6 +175,8 @@ def merge_model(
         merged.models.pop().save_pretrained(folder, max_shard_size=settings.max_shard_size)
         tokenizer.save_pretrained(folder)
         copy_settings(str(settings.base), folder)
+        if record is not None:
+            write_record(folder, record)
         gc.collect()  # the model just written, before it is opened again
         report = _report(settings, merged, prompt_logits(_reopen(folder, settings), prompts), dtype)
         _refuse(report.saved, settings, report.dtype, f"saving in {report.dtype}")
@@ -200,9 +209,14 @@ def _merge(settings: MergeOptions, prompts: list[list[int]]) -> Merged:
     expected = prompt_logits(adapted, prompts)
     with adapted.disable_adapter():
         effect = largest_difference(expected, prompt_logits(adapted, prompts))
-    model = merge_adapter(adapted)
-    difference = largest_difference(expected, prompt_logits(model, prompts))
-    return Merged([model], expected, effect, difference)
+    tolerance = TOLERANCES["float32"] if settings.tolerance is None else settings.tolerance
+    merged = merge(adapted, prompts, tolerance)
+    if merged.problem:
+        raise ModelError(
+            f"{merged.problem}; nothing was written. Serve the adapter beside its base, or train "
+            "it without what cannot be merged."
+        )
+    return Merged([merged.model], expected, effect, merged.difference)
 
 
 def _report(
@@ -240,8 +254,15 @@ def _tokenizer_folder(settings: MergeOptions) -> Any:
     return own[0] if own else settings.base
 
 
-def _prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    built = build_prompts(tokenizer, list(prompts), build_message=bool(tokenizer.chat_template))
+def _prompt_ids(
+    tokenizer: Any, prompts: Sequence[str], record: TrainingRecord | None
+) -> list[list[int]]:
+    """As the adapter is asked: through the chat template, unless it was trained without."""
+    templated = bool(tokenizer.chat_template) and not (record and record.plain_text)
+    variables = record.template_kwargs if record and templated else None
+    built = build_prompts(
+        tokenizer, list(prompts), build_message=templated, template_kwargs=variables
+    )
     return [ids[:LONGEST_PROMPT] for ids in encode(tokenizer, built)]
 
 
@@ -267,8 +288,22 @@ def _finish(model: Any, tokenizer: Any, dtype: "torch.dtype") -> None:
     """Saved dtype, and the end tokens of the chat template where every server reads them."""
     ends = stop_token_ids(model, tokenizer)
     model.to(dtype)
+    _mend_sampling(model.generation_config)
     model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def _mend_sampling(config: Any) -> None:
+    """Unset what a greedy configuration says of sampling: transformers would not save it."""
+    names = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+    unused = [n for n in names if config.do_sample is False and getattr(config, n) is not None]
+    for name in unused:
+        setattr(config, name, None)
+    if unused:
+        log.warning(
+            "generation_config.json says do_sample=false: left out, as without effect: %s.",
+            ", ".join(unused),
+        )
 
 
 def _reopen(folder: Path, settings: MergeOptions) -> Any:

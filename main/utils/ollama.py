@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from main.dialogue.ends import stop_token_ids
+from main.dialogue.renderer import renderer_of
 from main.errors import MissingFileError, ModelError
-from main.models import context_length, load_config, stop_token_ids
+from main.models import context_length, load_config
 from main.types import Message
 
 if TYPE_CHECKING:
@@ -176,7 +178,7 @@ def write(pieces: Pieces, messages: Sequence[Message]) -> str:
 
 def _render(tokenizer: Any, messages: list[Message]) -> str:
     """The prompt without the BOS that a runtime adds by itself, as the tokenizer does."""
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    text = renderer_of(tokenizer).render(messages, add_generation_prompt=True)
     adds_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     return text.removeprefix(tokenizer.bos_token) if adds_bos else text
 

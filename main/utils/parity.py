@@ -39,7 +39,9 @@ class ParityOptions:
         folder, and removed.
     merged_dtype: of the folder that is made; 'auto' = as the base is stored.
     data: a file in any format of the library, of which `limit` rows are asked.
-    dtype: what every backend computes in.
+    max_new_tokens: tokens of an answer.
+    dtype, device: what every backend computes in, and where.
+    trust_remote_code: run code that lies in the model's folder.
     vllm: True asks vLLM too, None = if it is installed; vllm_options go to its engine.
     """
 
@@ -165,7 +167,14 @@ def _side(name: str, dtype: str, predictor: Any, items: list[Item], settings: An
 
 def _prompts(predictor: Any, items: list[Item]) -> list[str]:
     histories = [item.history for item in items]
-    return build_prompts(predictor.tokenizer, [item.query for item in items], histories).texts
+    record = predictor.voice.trained.record
+    return build_prompts(
+        predictor.tokenizer,
+        [item.query for item in items],
+        histories,
+        build_message=not record.plain_text,
+        template_kwargs=None if record.plain_text else record.template_kwargs,
+    ).texts
 
 
 def _prompt_ids(predictor: Any, item: Item) -> list[int]:

@@ -11,17 +11,22 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
+
+from main.errors import ConfigError, MissingExtraError
+from main.utils import sandbox
+from main.utils.final_answer import chosen, final_answer, same_answer
+from main.utils.numbers import last_number
+from main.utils.quantities import last_quantity
 
 Rewarder = Callable[..., list[float | None]]
 Language = Literal["zh", "ja", "ko", "en", "ru", "ar"]
 
-FORMAT = r"\s*<reasoning>.+?</reasoning>\s*<answer>.+?</answer>\s*"
-_NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?%?(?!\.?\d)"
-)
+# Something that is not blank, without another of the tags inside.
+_INSIDE = r"\s*(?!</?(?:reasoning|answer)>)\S(?:(?!</?(?:reasoning|answer)>).)*"
+FORMAT = rf"\s*<reasoning>{_INSIDE}</reasoning>\s*<answer>{_INSIDE}</answer>\s*"
+_CODE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 _WORD = re.compile(r"[぀-ヿ㐀-鿿豈-﫿가-힣]|\w+")
 _SCRIPTS = {
@@ -70,7 +75,10 @@ def length_reward(target: int) -> Rewarder:
 
 
 def reward_format(completions: Sequence[Any], **columns: Any) -> list[float | None]:
-    """1 if the whole completion is <reasoning>...</reasoning><answer>...</answer>, else 0."""
+    """1 if the whole completion is <reasoning>...</reasoning><answer>...</answer>, else 0.
+
+    Each once, neither of them blank, no tag inside the other.
+    """
     return format_reward(FORMAT)(completions)
 
 
@@ -137,8 +145,9 @@ def reward_number(
 ) -> list[float | None]:
     """1 if the last number of the completion equals the last number of the answer, else 0.
 
-    "1,234.50", "1234.5" and full-width digits are the same number, 50% is 0.5. None for an answer
-    without a number.
+    That of the last \\boxed{} where there is one. "1,234.50", "1 234.5", "1.234,50" and full-width
+    digits are the same number; 50%, 1/2 and \\frac{1}{2} are 0.5, 10^3 is 1000, 3 × 10^4 is 3万:
+    main/utils/numbers.py. None for an answer without a number.
 
     >>> reward_number(["3 + 4 is 7.0.", "seven"], answer=["#### 7", "7"])
     [1.0, 0.0]
@@ -151,21 +160,175 @@ def reward_number(
     ]
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number that stands in a text.
+def reward_quantity(
+    completions: Sequence[Any], answer: Sequence[Any], **columns: Any
+) -> list[float | None]:
+    """1 if the last number with its unit is the answer's: "1.5 km" is "1500 m", else 0.
 
-    >>> last_number("from -1,200.5 to 3e2, that is 25%")
-    Decimal('0.25')
+    A completion without a unit is compared with the answer's number as it is written. Units of
+    length, mass, time, volume, area and speed: main/utils/quantities.py. None for an answer without
+    a number.
+
+    >>> reward_quantity(["it is 1500 m", "1.5", "1.5 kg"], answer=["1.5 km"] * 3)
+    [1.0, 1.0, 0.0]
     """
-    found = [match for match in _NUMBER.findall(unicodedata.normalize("NFKC", text)) if match]
-    if not found:
-        return None
-    digits = found[-1].replace(",", "")
+
+    def right(text: str, gold: Any) -> float | None:
+        wanted, found = last_quantity(str(gold)), last_quantity(text)
+        if wanted is None or found is None:
+            return None if wanted is None else 0.0
+        if not found.dimension:
+            return float(found.number == wanted.number)
+        return float(found[:2] == wanted[:2])
+
+    return [right(text_of(c), gold) for c, gold in zip(completions, answer, strict=True)]
+
+
+def reward_math(
+    completions: Sequence[Any], answer: Sequence[Any], **columns: Any
+) -> list[float | None]:
+    """1 if the final answer is the gold one (or one of a list), as numbers or as written, else 0.
+
+    The final answer: the last \\boxed{}, or what follows "the answer is" or "####", or the last
+    line; see main/utils/final_answer.py. None for a row without an answer.
+
+    >>> reward_math([r"So \\boxed{\\frac{1}{2}}.", "The answer is x + 1"], answer=["0.5", "x+1"])
+    [1.0, 1.0]
+    """
+
+    def right(text: str, golds: list[Any]) -> float | None:
+        found = final_answer(text)
+        wanted = [final_answer(str(gold)) for gold in golds]
+        return float(any(same_answer(found, gold) for gold in wanted)) if wanted else None
+
+    return [right(text_of(c), _answers(gold)) for c, gold in zip(completions, answer, strict=True)]
+
+
+def math_verify_reward() -> Rewarder:
+    """As `reward_math`, decided by the package `math-verify`: equal as expressions, not as written.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
-        value = Decimal(digits.rstrip("%"))
-    except InvalidOperation:
-        return None
-    return value / 100 if digits.endswith("%") else value
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise MissingExtraError("math-verify", "verify", "math_verify_reward()") from error
+
+    def reward_math_verify(
+        completions: Sequence[Any], answer: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        pairs = zip(completions, map(_answers, answer), strict=True)
+        return [
+            float(any(verify(parse(str(gold)), parse(text_of(c))) for gold in golds))
+            if golds
+            else None
+            for c, golds in pairs
+        ]
+
+    return reward_math_verify
+
+
+def reward_choice(
+    completions: Sequence[Any], answer: Sequence[Any], **columns: Any
+) -> list[float | None]:
+    """1 if the completion chooses the answer's letter of A to E, else 0; see `choice_reward`.
+
+    >>> reward_choice(["The answer is (B).", "A cat.", "B"], answer=["B", "A", "C"])
+    [1.0, 0.0, 0.0]
+    """
+    return choice_reward()(completions, answer)
+
+
+def choice_reward(choices: str = "ABCDE") -> Rewarder:
+    """1 if the completion chooses the answer's letter of `choices`, else 0.
+
+    How a choice is read: `chosen` in main/utils/final_answer.py. Two letters are no choice.
+    None for an answer that names none.
+    """
+
+    def reward_letter(
+        completions: Sequence[Any], answer: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        pairs = zip(completions, answer, strict=True)
+        return [
+            None
+            if (wanted := chosen(str(gold), choices)) is None
+            else float(chosen(text_of(c), choices) == wanted)
+            for c, gold in pairs
+        ]
+
+    return reward_letter
+
+
+def schema_reward(schema: dict[str, Any]) -> Rewarder:
+    """1 for JSON, bare or in one ``` block, that is as the JSON schema says, else 0.
+
+    Raises:
+        ConfigError: no schema.
+        MissingExtraError: `jsonschema` is not installed.
+    """
+    fits = _schema_check(schema)
+
+    def reward_schema(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        values = [_json(text_of(completion)) for completion in completions]
+        return [float(bool(value) and fits(value[0])) for value in values]
+
+    return reward_schema
+
+
+def _schema_check(schema: dict[str, Any]) -> Callable[[Any], bool]:
+    try:
+        import jsonschema
+    except ImportError as error:
+        raise MissingExtraError("jsonschema", "verify", "schema_reward()") from error
+    kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise ConfigError(f"this is no JSON schema: {error.message}.") from error
+    return kind(schema).is_valid
+
+
+def code_reward(
+    run_code: bool = False, seconds: int = 5, megabytes: int = 512, allow_network: bool = False
+) -> Rewarder:
+    """1 if the Python code of the completion passes the row's `tests`, else 0.
+
+    The code is the last ``` block, or the whole text; `tests` is Python that runs after it, such as
+    "assert add(1, 2) == 3", or a list of such. None for a row without tests. Each runs in a process
+    of its own with limits; main/utils/sandbox.py says which, and what they do not protect.
+
+    Args:
+        run_code: must be True: what a model wrote is run on this machine.
+
+    Raises:
+        ConfigError: `run_code` is not True, or the limits cannot be kept on this system.
+    """
+    if run_code is not True:
+        raise ConfigError(
+            "code_reward() runs code that a model wrote, on this machine and as this user: pass "
+            "run_code=True if that is what you want."
+        )
+    limits = sandbox.Limits(seconds, megabytes, allow_network)
+    sandbox.check(limits)
+
+    def reward_code(
+        completions: Sequence[Any], tests: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        return [
+            None
+            if test is None
+            else float(sandbox.passes(_code(text_of(c)), "\n".join(_listed(test)), limits))
+            for c, test in zip(completions, tests, strict=True)
+        ]
+
+    return reward_code
+
+
+def _code(text: str) -> str:
+    blocks = _CODE.findall(text)
+    return blocks[-1] if blocks else text
 
 
 def reward_json(completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -216,7 +379,7 @@ def similarity_reward(path: str | Path, device: str | None = None) -> Rewarder:
 
     The best of a list of answers counts. None for a row without an answer; 0 for a blank text.
     """
-    from main.utils.encoder import SentenceEncoder
+    from main.models.encoder import SentenceEncoder
 
     encoder = SentenceEncoder(path, device=device)
 
@@ -244,12 +407,19 @@ def _plain(value: Any) -> str:
 
 
 def _is_json(text: str, required: Sequence[str]) -> bool:
+    value = _json(text)
+    return bool(value) and (
+        not required or (isinstance(value[0], dict) and all(key in value[0] for key in required))
+    )
+
+
+def _json(text: str) -> list[Any]:
+    """The value in a list, which is empty for what is no JSON."""
     fenced = _FENCE.fullmatch(text)
     try:
-        value = json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse)
+        return [json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse)]
     except (ValueError, RecursionError):
-        return False
-    return not required or (isinstance(value, dict) and all(key in value for key in required))
+        return []
 
 
 def _refuse(name: str) -> None:

@@ -4,6 +4,8 @@ from main.vision.load import SUPPORTED, load_vision
 from main.vision.media import (
     VISUAL_TYPES,
     Visual,
+    is_visual,
+    locate_sources,
     locate_visuals,
     part_problem,
     template_message,
@@ -17,7 +19,9 @@ __all__ = [
     "Placed",
     "VisionProcessor",
     "Visual",
+    "is_visual",
     "load_vision",
+    "locate_sources",
     "locate_visuals",
     "part_problem",
     "template_message",

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -12,6 +13,11 @@ from main.vision.media import Visual, find_file
 if TYPE_CHECKING:
     from PIL import Image
 
+# What may be read: formats that pillow decodes by itself, none that starts another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MOST_PIXELS = 100_000_000  # of an image or a frame
+MOST_FRAMES = 1024  # of a video, as sampled
+MOST_STORED = 20_000  # frames of an animated file
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 stand on their side
 VIDEO_FILES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv")
 FEWEST_FRAMES = 4  # of an animation, if it has so many
@@ -52,8 +58,34 @@ def image_size(source: Any) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
+def check_pixels(visual: Visual) -> None:
+    """Decode all of an image or video once.
+
+    Raises:
+        DataError: what is cut off or damaged behind a sound header.
+    """
+    if visual.kind == "video":
+        open_frames(visual)
+    else:
+        open_image(visual.source)
+
+
 def clip_of(video: Visual) -> Clip:
-    """How many frames a video has, and how large they are."""
+    """How many frames a video has, and how large they are.
+
+    Raises:
+        DataError: more frames than `MOST_FRAMES`.
+    """
+    clip = _clip_of(video)
+    if clip.frames > MOST_FRAMES:
+        raise DataError(
+            f"{video.name} would be {clip.frames} frames, and {MOST_FRAMES} are the most: give a "
+            "lower fps, or fewer frames."
+        )
+    return clip
+
+
+def _clip_of(video: Visual) -> Clip:
     if isinstance(video.source, tuple):
         height, width = image_size(video.source[0])
         return Clip(len(video.source), height, width, video.fps)
@@ -70,6 +102,7 @@ def open_frames(video: Visual) -> list["Image.Image"]:
     Raises:
         DataError: a video file, or frames of different sizes; and see `open_image`.
     """
+    clip_of(video)  # not too many
     if isinstance(video.source, tuple):
         frames = [open_image(frame) for frame in video.source]
     else:
@@ -103,7 +136,10 @@ def _durations(source: Any) -> list[float]:
     with _reading(source):
         image = _open(source)
         found = []
-        for i in range(getattr(image, "n_frames", 1)):
+        stored = getattr(image, "n_frames", 1)
+        if stored > MOST_STORED:
+            raise DataError(f"'{source}' has {stored} frames; {MOST_STORED} are the most.")
+        for i in range(stored):
             image.seek(i)
             found.append((image.info.get("duration") or 100) / 1000)
     return found
@@ -114,9 +150,22 @@ def _open(source: Any) -> "Image.Image":
     image_module = pillow()
     if not isinstance(source, str):
         return source
-    if source.startswith("data:"):
-        return image_module.open(io.BytesIO(_data_of(source)))
-    return image_module.open(find_file(source))
+    file = io.BytesIO(_data_of(source)) if source.startswith("data:") else find_file(source)
+    with warnings.catch_warnings():  # the bound below is ours
+        warnings.simplefilter("ignore", image_module.DecompressionBombWarning)
+        try:
+            image = image_module.open(file, formats=FORMATS)
+        except image_module.UnidentifiedImageError as error:
+            raise DataError(
+                f"'{source[:80]}' is none of the image formats that are read here "
+                f"({', '.join(FORMATS)}), whatever its name says."
+            ) from error
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise DataError(
+            f"'{source[:80]}' has {width} x {height} pixels; {MOST_PIXELS:,} are the most."
+        )
+    return image
 
 
 def _data_of(url: str) -> bytes:

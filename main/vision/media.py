@@ -76,7 +76,7 @@ def part_problem(part: Mapping[str, Any]) -> str:
     if kind not in VISUAL_TYPES:
         return ""
     known = ("type", kind, *SIZE_KEYS, *(["fps"] if kind == "video" else []))
-    unknown = [key for key in part if key not in known]
+    unknown = [key for key in part if key not in known and part[key] is not None]
     if unknown:
         return f"has the unknown key '{unknown[0]}'; allowed: {', '.join(known)}." + nearest(
             unknown[0], known
@@ -92,11 +92,23 @@ def locate_visuals(messages: Iterable[Mapping[str, Any]], folder: Path) -> list[
     problems = []
     for part in _visual_parts(messages):
         kind = part["type"]
-        try:
-            part[kind] = _located(part[kind], folder)
-        except (DataError, MissingFileError) as error:
-            problems.append(f"{kind}: {error}")
+        if part.get(kind) is None:  # the row gives it
+            continue
+        [part[kind]], missing = locate_sources([part[kind]], folder)
+        problems += [f"{kind}: {problem}" for problem in missing]
     return problems
+
+
+def locate_sources(sources: Iterable[Any], folder: Path) -> tuple[list[Any], list[str]]:
+    """(the sources of images with every path absolute, a sentence for each not found)."""
+    found, problems = [], []
+    for source in sources:
+        try:
+            found.append(_located(source, folder))
+        except (DataError, MissingFileError) as error:
+            found.append(source)
+            problems.append(str(error))
+    return found, problems
 
 
 def find_file(source: str, folder: Path | None = None) -> Path:
@@ -146,9 +158,9 @@ def _visual(part: Mapping[str, Any]) -> Visual:
 
 
 def _source(value: Any) -> Any:
-    """{"url": ...} -> the URL, a path object -> its text, a list of frames -> a tuple."""
+    """{"url": ...} or {"path": ...} -> what it is, a path -> its text, frames -> a tuple."""
     if isinstance(value, Mapping):
-        value = value.get("url")
+        value = value.get("url") or value.get("path")
     if isinstance(value, list | tuple):
         return tuple(_source(frame) for frame in value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value

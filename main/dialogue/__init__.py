@@ -1,0 +1,1 @@
+"""Between messages and token ids: one rendering for training and for inference."""

@@ -1,0 +1,1 @@
+"""Processes, files and folders, as every part of the library needs them."""

@@ -1,0 +1,57 @@
+"""Folders that stand under their name only when they are complete."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from main.errors import MainError
+from main.system.disk import disk_error, flush
+
+
+def write_directory(final: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary sibling, flush it to disk, then give it its name.
+
+    Whatever fails, a directory that stood under the name before still stands.
+
+    Raises:
+        DiskError: the disk is full or not writable; nothing half-written is left.
+        MainError: as `write` raised it; nothing is left either.
+    """
+    temporary, aside = hidden(final, "tmp"), hidden(final, "old")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
+        temporary.mkdir()
+        write(temporary)
+        _flush_all(temporary)
+        if final.exists():
+            remove(aside)
+            final.rename(aside)
+        temporary.rename(final)
+        flush(final.parent)
+    except Exception as error:  # writers in Rust and C++ raise classes of their own
+        if aside.exists() and not final.exists():
+            aside.rename(final)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, MainError):
+            raise
+        raise disk_error(final, error) from error
+    shutil.rmtree(aside, ignore_errors=True)  # the new one stands, whatever becomes of the old
+
+
+def hidden(path: Path, kind: str) -> Path:
+    """The sibling `.<name>.<kind>`; 'tmp' is unfinished, 'old' was set aside."""
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def remove(path: Path) -> None:
+    """Delete a directory if it is there."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _flush_all(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            flush(path)
+    flush(directory)

@@ -1,0 +1,1 @@
+"""The training loop, which knows no algorithm, and what it saves, records and guards."""

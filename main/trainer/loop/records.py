@@ -1,0 +1,243 @@
+"""What a run leaves to look at: CSV files, trackers such as TensorBoard, a progress bar."""
+
+import csv
+import io
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from main.system.disk import appearing, flush, told
+from main.trainer.loop.home import Home
+
+log = logging.getLogger(__name__)
+
+
+class Means:
+    """Running means of named quantities, each the sum of its values over its own count.
+
+    Values may be tensors: they are added where they are and read back only by `state`.
+    """
+
+    def __init__(self, state: Mapping[str, tuple[float, float]] | None = None):
+        self._sums: dict[str, Any] = {}
+        self._counts: dict[str, float] = {}
+        self.add(state or {})
+
+    def add(self, metrics: Mapping[str, tuple[Any, float]]) -> None:
+        """Add `name -> (sum, count)`."""
+        for name, (total, count) in metrics.items():
+            if isinstance(total, torch.Tensor):
+                total = total.detach().double()
+            self._sums[name] = self._sums.get(name, 0.0) + total
+            self._counts[name] = self._counts.get(name, 0.0) + float(count)
+
+    def state(self) -> dict[str, tuple[float, float]]:
+        return {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+
+    def means(self) -> dict[str, float]:
+        return mean_of([self.state()])
+
+
+def mean_of(states: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """Means over several processes' states; NaN for what was never counted.
+
+    The loss of steps in which nothing is trained is 0: that is what they were made with.
+    """
+    totals: dict[str, list[float]] = {}
+    for state in states:
+        for name, (value, count) in state.items():
+            entry = totals.setdefault(name, [0.0, 0.0])
+            entry[0] += value
+            entry[1] += count
+    return {
+        name: value / count if count else 0.0 if name == "loss" else math.nan
+        for name, (value, count) in totals.items()
+    }
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Lines of a table; what would break it in a cell is escaped."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = str(value).replace("\\", "\\\\").replace("|", "\\|")
+    return text.replace("\r", "").replace("\n", "<br>")
+
+
+class CsvLog:
+    """A CSV file that grows by rows; a new column rewrites it once, with the old rows kept."""
+
+    def __init__(self, path: Path, resume_step: int | None):
+        """resume_step: keep rows up to this step; None starts a new file beside an older one.
+
+        Every method raises DiskError for what the disk refuses.
+        """
+        self.path = path
+        with told(path):
+            self._begin(resume_step)
+
+    def _begin(self, resume_step: int | None) -> None:
+        path = self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = self._read()
+        if path.is_file() and (resume_step is None or not rows):
+            path.rename(_unused(path))  # another run's, or nothing that could be mended
+            rows = []
+        self._columns = list(rows[0]) if rows else []
+        if resume_step is not None and rows:
+            self._rewrite([row for row in rows if int(row["step"]) <= resume_step])
+
+    def flush(self) -> None:
+        if self.path.is_file():
+            with told(self.path):
+                flush(self.path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        new = [name for name in row if name not in self._columns]
+        with told(self.path):
+            if new:
+                old = self._read()
+                self._columns += new
+                self._rewrite([*old, row])
+                return
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    def _read(self) -> list[dict[str, str]]:
+        """The rows; what a crash left at the end of the file, and no row can be, is dropped."""
+        if not self.path.is_file():
+            return []
+        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        ended = text[: text.rfind("\n") + 1]  # a last line without its end was cut
+        rows = list(csv.DictReader(io.StringIO(ended.replace("\0", ""), newline="")))
+        whole = [row for row in rows if _is_whole(row)]
+        if len(whole) < len(rows) or ended != text:
+            log.warning("%s was damaged: what is no row of it is dropped.", self.path)
+        return whole
+
+    def _rewrite(self, rows: list[Any]) -> None:
+        with (
+            appearing(self.path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
+
+
+def _is_whole(row: dict[Any, Any]) -> bool:
+    """Every column is there, none besides, and the first is a step."""
+    return None not in row and None not in row.values() and str(row.get("step")).isdecimal()
+
+
+def _unused(path: Path) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+    candidate = path.with_name(f"{path.stem}-{stamp}{path.suffix}")
+    number = 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{stamp}-{number}{path.suffix}")
+    return candidate
+
+
+class Records:
+    """Writes on the main process only; on the others every method does nothing."""
+
+    def __init__(
+        self,
+        accelerator: Any,
+        home: Home,
+        trackers: list[Any],
+        settings: dict[str, Any],
+        resumed_at: Mapping[str, int] | None,
+    ):
+        """resumed_at: the last steps of both records that a resumed run keeps."""
+        self.accelerator = accelerator
+        self.main = accelerator.is_main_process
+        self.csv: dict[str, CsvLog] = {}
+        if self.main:
+            for kind in ("train", "eval"):
+                last = None if resumed_at is None else resumed_at[kind]
+                self.csv[kind] = CsvLog(home.records / f"{kind}.csv", last)
+        self.logs = home.logs
+        if trackers:
+            purge = {} if resumed_at is None else {"purge_step": resumed_at["train"] + 1}
+            with told(self.logs / home.task_name):
+                accelerator.init_trackers(home.task_name, init_kwargs={"tensorboard": purge})
+                self._tell_settings(settings)
+
+    def _tell_settings(self, settings: dict[str, Any]) -> None:
+        """TensorBoard gets them as a text: its own way opens a second run directory for them."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name != "tensorboard":
+                tracker.store_init_configuration({n: _flat(v) for n, v in settings.items()})
+            elif self.main:
+                table = markdown_table(["argument", "value"], list(settings.items()))
+                tracker.tracker.add_text("settings", table)
+
+    def write(self, kind: str, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        """One row of `<kind>.csv` and one point of every tracker; kind is 'train' or 'eval'."""
+        if self.main:
+            done = int(epoch) if epoch == int(epoch) else round(epoch, 4)
+            self.csv[kind].append({"step": step, "epoch": done, **metrics})
+        self._track({f"{kind}/{name}": v for name, v in metrics.items()}, step)
+
+    def text(self, name: str, text: str, step: int, epoch: int) -> None:
+        """Markdown text, as `<name>_<epoch>.md` beside the CSV files and in trackers that can."""
+        if self.main:
+            path = self.csv["train"].path.with_name(f"{name}_{epoch}.md")
+            with told(path):
+                path.write_text(text, encoding="utf-8")
+        self._track({name: text}, step)
+
+    def _track(self, values: dict[str, Any], step: int) -> None:
+        with told(self.logs / "events"):
+            self.accelerator.log(values, step=step)
+
+    def flush(self) -> None:
+        """Wait until what was written is on the disk."""
+        for file in self.csv.values():
+            file.flush()
+
+    def close(self) -> None:
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []
+
+
+def _flat(value: Any) -> str | int | float:
+    return value if isinstance(value, str | int | float) else str(value)
+
+
+_SHOWN = {"loss": "loss", "tok/s": "tokens_per_second"}
+
+
+class Progress:
+    """A bar with loss, tokens/s and time left; silent when stderr is not a terminal."""
+
+    def __init__(self, total: int, start: int, shown: bool | None):
+        from tqdm import tqdm
+
+        shown = sys.stderr.isatty() if shown is None else shown
+        self._bar = tqdm(total=total, initial=start, unit="step", disable=not shown, ncols=100)
+        self.shown = shown
+
+    def show(self, step: int, epoch: int, metrics: Means) -> None:
+        if self.shown:
+            means = metrics.means()
+            shown = {name: means[key] for name, key in _SHOWN.items() if key in means}
+            self._bar.set_description(f"epoch {epoch}")
+            self._bar.set_postfix_str("  ".join(f"{n} {value:.4g}" for n, value in shown.items()))
+        self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()

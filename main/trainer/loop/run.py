@@ -1,0 +1,298 @@
+"""The training loop of every method.
+
+    for epoch:
+        for rows in plan:                       # one global draw of rows, whatever the processes
+            for update in task.updates(rows):   # of which a method makes its optimizer steps
+                step(update)                    # main/trainer/loop/step.py
+            log, save, evaluate when due        # main/trainer/loop/due.py
+        yield EpochResult
+
+It knows no algorithm: a method is a `Task` (main/trainer/loop/task.py). A checkpoint is written
+before its weights are evaluated, and is told afterwards what was found.
+"""
+
+import logging
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+from main.errors import RewardError
+from main.loaders.sampler import plan_epoch, shard, spread
+from main.models.training_record import arguments_of
+from main.system.processes import decide, gather_objects, gather_shares, place
+from main.trainer.arguments import LoopOptions
+from main.trainer.loop import best, saving
+from main.trainer.loop.alone import alone
+from main.trainer.loop.checkpoints import Checkpoints, find
+from main.trainer.loop.due import due
+from main.trainer.loop.evaluation import Evaluator
+from main.trainer.loop.guards import StopSignal
+from main.trainer.loop.home import Home
+from main.trainer.loop.identity import check, identity
+from main.trainer.loop.opening import Opened
+from main.trainer.loop.records import Means, Progress, Records, mean_of
+from main.trainer.loop.saving import Snapshot
+from main.trainer.loop.state import RunState
+from main.trainer.loop.step import Stepper
+from main.trainer.loop.task import MicroBatch, Task
+from main.trainer.loop.watch import Watch
+from main.types import EpochResult
+
+log = logging.getLogger(__name__)
+
+
+class Loop:
+    """One run of a task; `run()` is the generator that a trainer returns.
+
+    Raises:
+        ConfigError: the best model is to be told by what is not evaluated.
+    """
+
+    def __init__(self, task: Task, options: LoopOptions, home: Home):
+        best.check_metric(task, options)
+        self.task, self.options, self.home = task, options, home
+        self.state, self.signal = RunState(), StopSignal()
+        self.opened: Opened | None = None
+        self._myself: Callable[[], Generator | None] = lambda: None
+
+    # -- the run, top to bottom
+
+    def run(self) -> Iterator[EpochResult]:
+        run = self._epochs()
+        self._myself = weakref.ref(run)
+        return run
+
+    def _epochs(self) -> Generator[EpochResult, None, None]:
+        options = self.options
+        reads = options.resume_from_checkpoint is not None
+        with alone(self.home, reads or options.save_strategy != "no", self._myself()):
+            try:
+                self._open()
+                yield from self._results()
+                if options.load_best_model_at_end:
+                    self.checkpoints.load_best()
+            finally:
+                self.signal.disarm()
+                if self.opened:
+                    self.opened.close()
+
+    def _results(self) -> Iterator[EpochResult]:
+        while not (self._is_over() and self.state.told == self.state.step):
+            self.signal.arm()
+            result = self._epoch()
+            self._stop_if_asked()
+            self.signal.disarm()
+            ours = saving.random_state()
+            yield result
+            saving.set_random_state(ours)  # what the caller drew does not matter
+
+    def _epoch(self) -> EpochResult:
+        try:
+            return self._trained_epoch()
+        except RewardError:  # between two draws, and on all processes
+            self._keep("a reward function failed")
+            raise
+
+    def _trained_epoch(self) -> EpochResult:
+        self._do_what_is_due()  # what a resumed run had saved before it was done
+        plan = self._plan()
+        while self.state.index < len(plan) and not self._is_over():
+            self._train_on(plan[self.state.index])
+            self._do_what_is_due()
+            if self.state.index < len(plan):
+                self._stop_if_asked()
+        return self._result()
+
+    def _train_on(self, rows: list[int]) -> None:
+        """Draw the step's rows for this rank and make the optimizer steps the task asks for."""
+        began, tokens = time.perf_counter(), 0
+        self.state.before = self.state.step
+        for update in self.task.updates(self._draw(rows), self.state.step):
+            tokens += self.stepper.step(update.micro_batches)
+            self.state.record(update.metrics or {})
+            if self.state.step == self.total_steps:
+                break
+        seconds = time.perf_counter() - began
+        self.state.record({"tokens_per_second": (tokens, seconds / self.world)})
+        self.state.index += 1
+        self.progress.show(self.state.step, self.state.epoch, self.state.epoch_means)
+
+    def _draw(self, rows: list[int]) -> list[MicroBatch]:
+        """This rank's share; a row with several samples counts once for each."""
+        data, samples, example = self.task.train_data, self.task.samples_per_row, self.task.example
+        numbers = [row * samples + sample for row in rows for sample in range(samples)]
+        lengths = {number: data.lengths[number // samples] for number in numbers}
+        at_once = self.stepper.room.rows
+        parts = spread(numbers, self.task.steps_per_draw)
+        return [
+            MicroBatch(
+                [example(data[n // samples], n % samples) for n in piece.rows], counted, part
+            )
+            for part, mine in enumerate(parts)
+            # A last draw may have fewer completions than steps: one that does not count then.
+            for piece in shard(mine or numbers[:1], lengths, at_once, self.rank, self.world)
+            for counted in [bool(mine) and piece.counted]
+        ]
+
+    # -- what is due, each once: records, then a checkpoint, then an evaluation
+
+    def _do_what_is_due(self) -> None:
+        if self.state.step == 0:
+            return
+        state = self.state
+        now = due(self.options, state.before, state.step, self._epoch_ends(), self._is_over())
+        if now.log:
+            self._log()
+        if now.save:
+            self._save()
+        if now.evaluate:
+            self._evaluate()
+
+    def _log(self) -> None:
+        if self.state.logged == self.state.step:
+            return
+        by_epoch = self.options.logging_strategy == "epoch"
+        means = self.state.epoch_means if by_epoch else self.state.window
+        metrics = self._gathered(means)
+        self._write("train", metrics | {"lr": self._lr()})
+        self._tell(metrics)
+        self.state.window, self.state.logged = Means(), self.state.step
+
+    def _save(self) -> None:
+        if self.checkpoints.latest is None:
+            self.records.flush()
+            self.checkpoints.save()
+            self.checkpoints.rotate()
+
+    def _evaluate(self) -> None:
+        if self.task.eval_data is None or self.state.evaluated == self.state.step:
+            return
+        self.state.evaluation = self.evaluator.metrics()
+        self.state.evaluated = self.state.step
+        self._write("eval", self.state.evaluation)
+        best.compare(self.state, self.options, self.checkpoints.latest)
+        self.checkpoints.amend()
+        if self._stopped_early():
+            self._do_what_is_due()  # the run ends here
+        self.checkpoints.rotate()
+
+    def _result(self) -> EpochResult:
+        """Of the epoch that has ended, or of the part of one that the run ends with."""
+        state, epoch = self.state, self.state.epoch
+        train = self._gathered(state.epoch_means) | {"lr": self._lr()}
+        if self.options.logging_strategy == "no":
+            self._tell(train)
+        text = self.task.sample_text()
+        if text:
+            self.records.text("samples", text, state.step, epoch)
+        evaluation = state.evaluation if state.evaluated == state.step else {}
+        if state.index == self.draws:
+            state.epoch, state.index, state.epoch_means = epoch + 1, 0, Means()
+        state.told = state.step
+        self.checkpoints.amend()
+        checkpoint = self.checkpoints.written or self.checkpoints.latest
+        self.checkpoints.written = None
+        return EpochResult(epoch, train, evaluation, checkpoint, state.step)
+
+    def _tell(self, metrics: dict[str, float]) -> None:
+        """Signs that the run goes wrong, on the main process."""
+        for sign in self.watch.see(self.state.step, metrics) if place().is_main else ():
+            log.warning("step %d: %s", self.state.step, sign)
+
+    # -- where the run is
+
+    def _is_over(self) -> bool:
+        return self.state.step >= self.total_steps or self._stopped_early()
+
+    def _stopped_early(self) -> bool:
+        return best.patience_is_over(self.state, self.options)
+
+    def _epoch_ends(self) -> bool:
+        """After the last draw of an epoch; the state of a finished epoch names the next one."""
+        return self.state.index in (0, self.draws)
+
+    def _stop_if_asked(self) -> None:
+        if not any(gather_objects(self.signal.received is not None)):
+            return
+        self._keep("stopped by a signal")
+        raise self.signal.exception()
+
+    def _keep(self, cause: str) -> None:
+        """A checkpoint before the run ends early."""
+        if self.options.save_strategy != "no" and self.state.step:
+            self._save()
+            log.warning("%s; %s holds the run.", cause, self.checkpoints.latest)
+
+    # -- opening
+
+    def _open(self) -> None:
+        options, state, task = self.options, self.state, self.task
+        snapshot = find(options, self.home, task.companions)
+        known = self._identified(snapshot)
+        self.opened = opened = Opened(task, options, self.home)
+        self.rank, self.world = opened.rank, opened.world
+        self.total_steps, self.draws = opened.length
+        opened.at_the_end(task.close)
+        task.open(opened.run)
+        self.stepper = Stepper(task, options, opened, state)
+        self.evaluator = Evaluator(task, opened)
+        self.checkpoints = Checkpoints(task, options, self.home, opened, state, known)
+        self._begin_or_resume(snapshot)
+        self.watch = Watch(self.state.memory, opened.engine.by_name())
+        self.records = Records(
+            opened.accelerator,
+            self.home,
+            options.trackers,
+            arguments_of(options),
+            {"train": state.step, "eval": state.evaluated} if snapshot else None,
+        )
+        opened.at_the_end(self.records.close)
+        shown = options.progress if place().is_main else False
+        self.progress = Progress(self.total_steps, state.step, shown)
+        opened.at_the_end(self.progress.close)
+
+    def _identified(self, snapshot: Snapshot | None) -> dict[str, Any]:
+        """What this run is; the same as the checkpoint's that it goes on from."""
+        task, options = self.task, self.options
+        if snapshot is None and options.save_strategy == "no":
+            return {}
+        now = decide(lambda: identity(task, options, self.home))
+        if snapshot is not None:
+            then, apply = snapshot.progress["identity"], options.resume_changes == "apply"
+            decide(lambda: check(snapshot.directory, then, now, apply))
+            task.load_state(snapshot.progress["task"], snapshot.tensors)
+        return now
+
+    def _begin_or_resume(self, snapshot: Snapshot | None) -> None:
+        assert self.opened
+        if snapshot is None:
+            self.state.number = decide(lambda: saving.next_number(self.home))
+            return
+        self.checkpoints.resume(snapshot)
+        log.info(
+            "resuming %s at step %d of %d",
+            *(snapshot.directory, self.state.step, self.total_steps),
+        )
+        self.opened.run.step = self.state.step
+        if self._is_over() and self.state.told == self.state.step:
+            log.warning("%s is a finished run: nothing is left to train.", snapshot.directory)
+
+    # -- small things
+
+    def _plan(self) -> list[list[int]]:
+        assert self.opened
+        rows = self.opened.step_rows // self.task.samples_per_row * self.task.steps_per_draw
+        lengths, grouped = self.task.train_data.lengths, self.options.group_by_length
+        return plan_epoch(lengths, rows, self.home.seed, self.state.epoch, grouped)
+
+    def _write(self, kind: str, metrics: dict[str, float]) -> None:
+        done = self.state.epoch - 1 + self.state.index / self.draws
+        self.records.write(kind, self.state.step, done, metrics)
+
+    def _gathered(self, means: Means) -> dict[str, float]:
+        return mean_of(gather_shares(means.state()))
+
+    def _lr(self) -> float:
+        assert self.opened
+        return self.opened.schedule.get_last_lr()[0]

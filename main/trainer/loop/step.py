@@ -1,0 +1,98 @@
+"""One optimizer step: micro-batches forward and backward, gradients clipped and applied."""
+
+import logging
+import math
+from typing import Any
+
+import torch
+
+from main.errors import TrainingError
+from main.trainer.arguments import LoopOptions
+from main.trainer.loop.memory import Room
+from main.trainer.loop.opening import Opened
+from main.trainer.loop.records import Means
+from main.trainer.loop.state import RunState
+from main.trainer.loop.task import Batch, MicroBatch, Task, to_device
+
+log = logging.getLogger(__name__)
+
+
+class Stepper:
+    """Makes the optimizer steps of a run, each of the examples that it is given."""
+
+    def __init__(self, task: Task, options: LoopOptions, opened: Opened, state: RunState):
+        self.task, self.options, self.opened, self.state = task, options, opened, state
+        self.room = Room(task.batch_size, "micro-batches")
+
+    def step(self, micro_batches: list[MicroBatch]) -> int:
+        """One step; returns the real tokens that this rank computed."""
+        while True:
+            batches = [self.task.collate(micro.items) for micro in micro_batches]
+            totals = self._totals(micro_batches, batches)
+            try:
+                metrics = self._accumulate(micro_batches, batches, totals)
+                break
+            except Exception as error:
+                self.room.shrink(error, max(len(micro.items) for micro in micro_batches))
+                self.opened.engine.zero_grad()
+                micro_batches = self.room.cut(micro_batches)
+        self._apply(micro_batches, metrics)
+        counted = zip(micro_batches, batches, strict=True)
+        return sum(batch.tokens for micro, batch in counted if micro.counted)
+
+    def _accumulate(
+        self, micro_batches: list[MicroBatch], batches: list[Batch], totals: dict[str, float]
+    ) -> Means:
+        means, engine, device = Means(), self.opened.engine, self.opened.device
+        for number, (micro, batch) in enumerate(zip(micro_batches, batches, strict=True), 1):
+            last = number == len(batches)
+            with engine.passing(last):
+                output = self.task.loss(to_device(batch.tensors, device), totals)
+                # Gradients are averaged over ranks while `totals` already counts all of them.
+                loss = output.loss * (self.opened.world if micro.counted else 0.0)
+                engine.backward(loss, last)
+            if micro.counted:
+                means.add(output.metrics)
+        return means
+
+    def _apply(self, micro_batches: list[MicroBatch], metrics: Means) -> None:
+        engine, schedule = self.opened.engine, self.opened.schedule
+        norm = engine.clip(self.options.max_grad_norm or math.inf)
+        if math.isfinite(norm) or self.opened.run.precision == "fp16":
+            if engine.step():
+                schedule.step()
+        else:
+            self._not_finite(micro_batches, norm)
+            schedule.step()
+        engine.zero_grad()
+        self.state.step += 1
+        self.opened.run.step = self.state.step
+        self.state.record({"grad_norm": (norm, 1)} if math.isfinite(norm) else {})
+        self.state.record(metrics.state())
+
+    def _totals(self, micro_batches: list[MicroBatch], batches: list[Batch]) -> dict[str, float]:
+        """The counts of the whole optimizer step: over micro-batches, then over ranks."""
+        names = sorted(batches[0].counts)
+        mine: list[Any] = [
+            sum(b.counts[name] for m, b in zip(micro_batches, batches, strict=True) if m.counted)
+            for name in names
+        ]
+        if self.opened.world > 1:
+            row = torch.tensor([mine], dtype=torch.float32, device=self.opened.device)
+            copies = self.opened.processes // self.opened.world
+            mine = self.opened.accelerator.gather(row)[::copies].double().sum(0).tolist()
+        # A step without anything to count has a zero gradient, not a division by zero.
+        return {name: max(value, 1.0) for name, value in zip(names, mine, strict=True)}
+
+    def _not_finite(self, micro_batches: list[MicroBatch], norm: float) -> None:
+        rows = [self.task.source(item) for micro in micro_batches for item in micro.items]
+        problem = (
+            f"step {self.state.step + 1} of epoch {self.state.epoch}: the gradient norm is {norm}. "
+            f"Source rows of the step: {rows[:64]}."
+        )
+        if self.options.non_finite == "stop":
+            raise TrainingError(
+                f"{problem} Look at these rows, lower lr, or skip such steps with "
+                "non_finite='skip'."
+            )
+        log.warning("%s The step is skipped.", problem)

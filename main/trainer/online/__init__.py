@@ -1,0 +1,1 @@
+"""What the methods share that train on completions of their own policy: GRPO and PPO."""

@@ -1,0 +1,1 @@
+"""Log-probabilities of the policy that is trained and of its reference."""

@@ -1,0 +1,1 @@
+"""Scores of completions: functions, a reward model, likeness to given answers."""

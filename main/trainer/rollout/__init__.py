@@ -1,0 +1,1 @@
+"""Completions of the current policy: by transformers, vLLM or a server."""

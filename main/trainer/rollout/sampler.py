@@ -1,0 +1,133 @@
+"""Prompts -> completions with the log-probabilities that they were sampled with.
+
+One interface, several samplers. Completions are token ids from the sampler itself, never text that
+was encoded again. Another sampler follows the policy by its own means; turns with tools would be a
+sampler that calls this one several times.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from main.predictor.decode import Row, batches, decode
+from main.predictor.sampling import GenerationOptions
+from main.trainer.policy.logprobs import scoring
+
+
+class Completion(NamedTuple):
+    """What was sampled for one prompt.
+
+    ids: T token ids, the end token among them if the completion `ended`.
+    sampling_logprobs: T log-probabilities, nats, at the sampling temperature.
+    ended: False when the length limit cut the completion.
+    """
+
+    ids: list[int]
+    sampling_logprobs: list[float]
+    ended: bool
+
+
+@dataclass
+class SamplingOptions:
+    """How completions are drawn.
+
+    max_completion_length: most tokens of a completion, the end token included.
+    temperature, top_p, top_k, min_p, repetition_penalty: see `GenerationOptions`.
+    """
+
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+
+class Sampler(ABC):
+    """Draws completions from the current policy."""
+
+    @abstractmethod
+    def sample(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool = False
+    ) -> list[Completion]:
+        """One completion for each prompt, in order.
+
+        Args:
+            prompts: token ids; equal prompts that follow each other are a group.
+            seeds: one for each prompt; the same seed and policy give the same completion, whatever
+                else is in the batch.
+            greedy: the likeliest token always, for evaluation.
+        """
+
+    def close(self) -> None:  # noqa: B027 (optional to override)
+        """Release processes and memory."""
+
+
+class HFSampler(Sampler):
+    """Samples with the policy itself, in this process: it cannot be stale.
+
+    Args:
+        policy: the PEFT model, as in `BaseTrainer.policy`.
+        stop_ids: tokens that end a completion.
+        batch_size: most completions that grow at once.
+        max_tokens: most tokens, prompts and completions together, of a batch.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        options: SamplingOptions,
+        stop_ids: Collection[int],
+        pad_id: int,
+        batch_size: int = 64,
+        max_tokens: int = 65_536,
+    ):
+        self.policy, self.options = policy, options
+        self.stop_ids, self.pad_id = frozenset(stop_ids), pad_id
+        self.batch_size, self.max_tokens = batch_size, max_tokens
+
+    def sample(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool = False
+    ) -> list[Completion]:
+        rows = decoder_rows(prompts, seeds, self.options.max_completion_length)
+        settings = generation_options(self.options, greedy)
+        # Every new token has another length of the cache: compiled layers would not pay.
+        with scoring(self.policy), torch.compiler.set_stance("force_eager"):
+            for batch in batches(rows, self.batch_size, self.max_tokens):
+                for _ in decode(
+                    self.policy, batch, settings, self.stop_ids, self.pad_id, logprobs=True
+                ):
+                    pass
+        return [completion_of(row) for row in rows]
+
+
+def decoder_rows(prompts: Sequence[list[int]], seeds: Sequence[int], limit: int) -> list[Row]:
+    """What the decoder of the predictors works on; each prompt draws with a seed of its own."""
+    return [
+        Row(i, list(ids), limit, torch.Generator().manual_seed(seed % 2**63))
+        for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
+    ]
+
+
+def generation_options(options: SamplingOptions, greedy: bool) -> GenerationOptions:
+    """How the next token is chosen, in the words of the predictors."""
+    if greedy:
+        return GenerationOptions(temperature=0, repetition_penalty=options.repetition_penalty)
+    return GenerationOptions(
+        temperature=options.temperature,
+        do_sample=True,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+    )
+
+
+def completion_of(row: Row) -> Completion:
+    """What a finished row of the decoder amounts to."""
+    ended = row.stop_id is not None
+    ids = [*row.completion_ids, row.stop_id] if row.stop_id is not None else row.completion_ids
+    return Completion(ids, row.logprobs, ended)
