@@ -1,6 +1,7 @@
 """The loop, with a task of two layers: steps, accumulation, records, stops, resume."""
 
 import csv
+import gc
 import itertools
 import logging
 import math
@@ -205,7 +206,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(stopped, tmp_path, save_strategy="epoch")
-    assert not (tmp_path / "save_model").exists()
+    assert not list((tmp_path / "save_model").rglob("Llama_*"))
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -473,9 +474,13 @@ def test_a_method_with_rollouts_gets_whole_groups_inner_updates_records_and_comp
 
 def test_a_method_is_closed_when_the_caller_breaks_out_and_when_it_fails(tmp_path):
     task = Rollouts(make_rows(6), batch_size=2)
-    for _ in task.start(tmp_path, num_epochs=3):
-        break
-    assert task.events == ["open", "close"]
+    gc.disable()  # closed by the break itself, not by whichever collection comes next
+    try:
+        for _ in task.start(tmp_path, num_epochs=3):
+            break
+        assert task.events == ["open", "close"]
+    finally:
+        gc.enable()
 
     class Failing(Rollouts):
         def updates(self, drawn, step):

@@ -174,7 +174,7 @@ def test_a_missing_image_is_reported_with_its_row(vision_models, tmp_path):
     message = str(error.value)
     assert "2 of 4 rows cannot be used" in message
     assert "line 3: 'conversations': image: 'images/gone.png' does not exist" in message
-    assert "line 4:" in message and "cannot be read as an image" in message
+    assert "line 4:" in message and "is none of the image formats" in message
 
 
 def test_an_image_that_changed_its_size_since_is_reported_with_its_row(vision_models, tmp_path):

@@ -590,9 +590,9 @@ def failing(prompts, completions, level, **columns):
     return [0.0] * len(prompts)
 
 
-def test_a_raising_reward_function_is_named_with_its_row(tiny_model_path):
+def test_a_raising_reward_function_is_named_with_its_rows(tiny_model_path):
     trainer = make_trainer(tiny_model_path)
-    with pytest.raises(RewardError, match=r"'failing' raised ZeroDivisionError.*row 3"):
+    with pytest.raises(RewardError, match=r"'failing' raised ZeroDivisionError.*rows \[.*3.*\]"):
         list(trainer(**QUICK | {"reward_func": [spread, failing]}))
 
 

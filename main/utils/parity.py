@@ -126,7 +126,7 @@ def _merge(settings: ParityOptions, folder: Path) -> Path:
         folder,
         dtype=settings.merged_dtype,
         device=settings.device,
-        tolerance=float("inf"),  # differences are what this report is for
+        tolerance=sys.float_info.max,  # differences are what this report is for
         trust_remote_code=settings.trust_remote_code,
     )
     return folder

@@ -3,8 +3,7 @@
 import contextlib
 import inspect
 import logging
-import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from main.system.locks import Lock, take
@@ -14,18 +13,20 @@ from main.trainer.loop.home import Home
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-_runs: dict[Path, weakref.ref[Generator]] = {}  # by the folder of their records
+Itself = Callable[[], Generator | None]  # gives a run as long as a caller holds it
+_runs: dict[Path, Itself] = {}  # by the folder of their records
 
 
 @contextlib.contextmanager
-def alone(home: Home, saves: bool, run: Generator | None) -> Iterator[None]:
+def alone(home: Home, saves: bool, run: Itself) -> Iterator[None]:
     """Inside, the folders of `home` are this run's. All processes must enter it.
 
     A run of this process that waits at a yield for its caller is closed, as `close()` does it.
 
     Args:
         saves: the run writes or reads checkpoints, not records alone.
-        run: the generator that waits at its yields.
+        run: gives the generator that waits at its yields. Not the generator itself: it holds this
+            frame, and a circle would close it at some collection instead of at the caller's break.
 
     Raises:
         InUseError: another run is at work there; it says which and since when.
@@ -37,8 +38,7 @@ def alone(home: Home, saves: bool, run: Generator | None) -> Iterator[None]:
     locks: list[Lock] = []
     try:
         decide(lambda: locks.extend(_take(folder, home.task_name) for folder in folders))
-        if run is not None:
-            _runs[key] = weakref.ref(run)
+        _runs[key] = run
         yield
     finally:
         _runs.pop(key, None)

@@ -66,7 +66,7 @@ class Loop:
     def _epochs(self) -> Generator[EpochResult, None, None]:
         options = self.options
         reads = options.resume_from_checkpoint is not None
-        with alone(self.home, reads or options.save_strategy != "no", self._myself()):
+        with alone(self.home, reads or options.save_strategy != "no", self._myself):
             try:
                 self._open()
                 yield from self._results()
