@@ -93,7 +93,7 @@ def our_trainer(options: argparse.Namespace) -> Any:
 
 def order(trainer: Any) -> list[int]:
     """Row numbers in the order of our steps."""
-    from main.loaders.sampler import plan_epoch
+    from main.loaders.order import plan_epoch
 
     return [row for step in plan_epoch(trainer.train_data.lengths, BATCH, SEED, 1) for row in step]
 

@@ -76,7 +76,7 @@ def trl_side(ours: Any, ordered: bool) -> Side:
     from peft.tuners.lora import Linear
     from trl import SFTConfig, SFTTrainer
 
-    from main.loaders.sampler import plan_epoch
+    from main.loaders.order import plan_epoch
     from main.models.fused import FusedLinear
 
     for module in ours.policy.modules():

@@ -97,7 +97,7 @@ CHANGES = [
         "longest batch first in every epoch",
         "if epoch == 1 and len(steps) > 1:",
         "if len(steps) > 1:",
-        "test_loaders_sampler.py::test_after_the_first_epoch_the_longest_row_comes_where_the_draw_"
+        "test_loaders_order.py::test_after_the_first_epoch_the_longest_row_comes_where_the_draw_"
         "puts_it",
     ),
     Change(

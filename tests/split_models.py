@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig, Qwen3Conf
 
 from main.models import LoraOptions, add_adapter, load_model
 from main.system.processes import gather_objects, join
-from main.trainer.engines.layout import Layout
-from main.trainer.engines.sharded import Sharded
-from main.trainer.engines.tensor_parallel import local_part
+from main.trainer.placement.layout import Layout
+from main.trainer.placement.sharded import Sharded
+from main.trainer.placement.tensor_parallel import local_part
 from main.trainer.policy.logprobs import LogprobModel, scoring
 
 SIZES: dict[str, Any] = {
@@ -65,12 +65,12 @@ def loss_of(model: Any, size: int, seed: int) -> torch.Tensor:
     return -model(ids, mask).logprobs.sum() * size / 100
 
 
-def difference_at_hand(engine: Any, whole: Any, passes: int) -> float:
+def difference_at_hand(placement: Any, whole: Any, passes: int) -> float:
     """Of the policy's logits, where copies make unequal numbers of passes, as in drawing."""
     ids = torch.arange(1, 13)[None]
-    with engine.at_hand(), scoring(engine.model):
+    with placement.at_hand(), scoring(placement.model):
         for _ in range(passes):
-            found = engine.model.model(input_ids=ids).logits
+            found = placement.model.model(input_ids=ids).logits
     with scoring(whole):
         return float((whole.model(input_ids=ids).logits - found).abs().max())
 
@@ -89,25 +89,25 @@ def compare(
     if checkpointing:
         model.causal_lm().gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    engine = Sharded(Accelerator(cpu=True), model, optimizer, plan)
+    placement = Sharded(Accelerator(cpu=True), model, optimizer, plan)
     world, copies = dist.get_world_size(), dist.get_world_size() // plan.tensor
     expected = torch.stack([loss_of(whole, 1, seed) for seed in range(copies)]).sum()
     expected.backward()
     rank = dist.get_rank() // plan.tensor
-    drawn = difference_at_hand(engine, whole, passes=1 + 2 * rank)
-    loss = loss_of(engine.model, copies, rank)
-    engine.backward(loss, last=True)
+    drawn = difference_at_hand(placement, whole, passes=1 + 2 * rank)
+    loss = loss_of(placement.model, copies, rank)
+    placement.backward(loss, last=True)
     trained = {name: p for name, p in whole.named_parameters() if p.requires_grad}
     norm = float(torch.stack([gradient(p).norm() for p in trained.values()]).norm())
-    mine = engine.clip(float("inf"))
+    mine = placement.clip(float("inf"))
     mean = sum(gather_objects(loss.item())) / world
-    for parameter in engine.by_name().values():  # as if they were weights
+    for parameter in placement.by_name().values():  # as if they were weights
         parameter.data.copy_(gradient(parameter))
-    with engine.whole():
-        gradients = {name: p.detach().clone() for name, p in engine.by_name().items()}
+    with placement.whole():
+        gradients = {name: p.detach().clone() for name, p in placement.by_name().items()}
     right = {name: gradient(p) for name, p in trained.items()}
     assert set(right) == set(gradients)
-    frozen = [p for p in engine.model.parameters() if not p.requires_grad]
+    frozen = [p for p in placement.model.parameters() if not p.requires_grad]
     return {
         "drawn": max(gather_objects(drawn)),
         "loss": abs(mean - expected.item()),

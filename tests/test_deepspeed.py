@@ -17,8 +17,8 @@ from run_results import results, same_adapter, same_numbers
 from safetensors.torch import load_file
 
 from main.errors import ConfigError
-from main.trainer.engines import ds_config
 from main.trainer.loop.launch import launch_problems
+from main.trainer.placement import ds_config
 
 SHIPPED = json.loads((ROOT / "ds_config.json").read_text(encoding="utf-8"))
 GIVEN = ds_config.Agreed(4, 2, 2, 1.0, bf16=False, fp16=False)
@@ -96,11 +96,11 @@ sys.path.insert(0, {str(ROOT / "tests")!r})
 import four_trainers, torch
 from main.trainer.policy.logprobs import scoring
 from main.trainer.rollout.sampler import HFSampler
-from main.system.processes import place
+from main.system.processes import this_process
 
 def sample(sampler, *arguments):
     with scoring(sampler.policy):
-        for _ in range(3 * place().rank):
+        for _ in range(3 * this_process().rank):
             sampler.policy(input_ids=torch.arange(5)[None])
     return draw(sampler, *arguments)
 

@@ -8,8 +8,8 @@ import pytest
 from launchers import launch
 
 from main.trainer.arguments import SetupOptions
-from main.trainer.engines import layout
 from main.trainer.loop.launch import launch_problems
+from main.trainer.placement import layout
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from main.errors import ConfigError, GenerationError, MissingFileError
 from main.models import LoraOptions, add_adapter, load_model, load_tokenizer, save_adapter
 from main.predictor import decode as decoding
-from main.predictor.decode import Row, batches, like_lengths
+from main.predictor.decode import Decoding, batches, like_lengths
 from main.predictor.hf import Predictor
 from main.predictor.llm import Predictor as GuidePredictor
 
@@ -146,7 +146,7 @@ def test_the_models_own_sampling_values_are_not_applied(tiny, tiny_path):
 
 def test_every_end_token_of_the_generation_config_stops(tiny, tiny_path):
     ids = tiny.tokenizer(tiny("Hi", max_new_tokens=8)[0])["input_ids"]
-    row = Row(0, [5], limit=8)
+    row = Decoding(0, [5], limit=8)
     for token in ids[:3]:
         row.add(token, {ids[2]})
     assert row.finished
@@ -341,7 +341,7 @@ def test_a_single_request_beyond_the_memory_is_a_clear_error(tiny, monkeypatch):
 
 
 def test_batches_hold_like_lengths_and_keep_to_both_limits():
-    rows = [Row(i, [0] * n, limit=10) for i, n in enumerate([5, 90, 30, 80, 40, 20])]
+    rows = [Decoding(i, [0] * n, limit=10) for i, n in enumerate([5, 90, 30, 80, 40, 20])]
     lengths = [[len(row.prompt_ids) for row in batch] for batch in batches(rows, 3, 200)]
     # 2 x (90 + 10) = 200; 3 x (40 + 10) = 150; the row limit of 3 leaves the last alone
     assert lengths == [[90, 80], [40, 30, 20], [5]]

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Mixt
 from main.errors import ConfigError
 from main.models import LoraOptions, add_adapter
 from main.trainer.arguments import LoopOptions, SetupOptions
-from main.trainer.engines import ds_config, layout, tensor_parallel
 from main.trainer.loop import launch as launching
 from main.trainer.online import base as generating
+from main.trainer.placement import ds_config, layout, tensor_parallel
 
 SHIPPED = json.loads((ROOT / "ds_config.json").read_text(encoding="utf-8"))
 

@@ -20,7 +20,7 @@ WHOLE_BYTES = {"<0x0A>": "\n", "<0x09>": "\t", "<0x0D>": "\r"}
 Merge = tuple[str, str]
 
 
-def piece_engine(folder: Path) -> "Tokenizer":
+def piece_backend(folder: Path) -> "Tokenizer":
     """The vocabulary of the folder's tokenizer.model, without the control tokens after it.
 
     Raises:
@@ -31,11 +31,11 @@ def piece_engine(folder: Path) -> "Tokenizer":
 
     proto = read_pieces(folder)
     vocabulary = _vocabulary(proto, folder)
-    engine = Tokenizer(
+    backend = Tokenizer(
         BPE(vocabulary, _merges(proto, vocabulary), byte_fallback=True, fuse_unk=True)
     )
-    engine.normalizer = _normalizer(proto.normalizer_spec)
-    engine.decoder = decoders.Sequence(
+    backend.normalizer = _normalizer(proto.normalizer_spec)
+    backend.decoder = decoders.Sequence(
         [
             decoders.Replace(BLANK, " "),
             decoders.Replace(MARK, ""),
@@ -45,7 +45,7 @@ def piece_engine(folder: Path) -> "Tokenizer":
             decoders.Strip(" ", left=1),
         ]
     )
-    return engine
+    return backend
 
 
 def _vocabulary(proto: Any, folder: Path) -> dict[str, int]:

@@ -23,7 +23,7 @@ PATTERN = (
 SEAM = "\ufdd1"  # written by the chat template where two texts meet that are encoded apart
 
 
-def rank_engine(folder: Path) -> "Tokenizer":
+def rank_backend(folder: Path) -> "Tokenizer":
     """The vocabulary of the folder's tokenizer.model, without the control tokens after it.
 
     Raises:
@@ -38,17 +38,17 @@ def rank_engine(folder: Path) -> "Tokenizer":
     vocabulary = {_spell(token, letters): rank for token, rank in ranks.items()}
     merges = [(_spell(a, letters), _spell(b, letters)) for a, b in _merges(ranks)]
     # ignore_merges: a part that is itself a token is taken whole, as in tiktoken
-    engine = Tokenizer(BPE(vocabulary, merges, ignore_merges=True))
-    engine.normalizer = normalizers.Replace(MARK, "")
-    engine.pre_tokenizer = pre_tokenizers.Sequence(
+    backend = Tokenizer(BPE(vocabulary, merges, ignore_merges=True))
+    backend.normalizer = normalizers.Replace(MARK, "")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(SEAM, "removed"),
             pre_tokenizers.Split(Regex(PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    engine.decoder = decoders.ByteLevel()
-    return engine
+    backend.decoder = decoders.ByteLevel()
+    return backend
 
 
 def read_ranks(file: Path) -> dict[bytes, int]:

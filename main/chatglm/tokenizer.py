@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from main.chatglm.dialogue import chat_template
 from main.chatglm.kind import Kind, kind_of
-from main.chatglm.pieces import piece_engine
-from main.chatglm.ranks import rank_engine
+from main.chatglm.pieces import piece_backend
+from main.chatglm.ranks import rank_backend
 from main.chatglm.vocabulary import MARK, PREFIX, control_ids
 from main.errors import ModelError
 
@@ -40,15 +40,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     kind = kind_of(folder)
     controls = control_ids(folder)
     if kind == "glm4":
-        engine, mark, end, pad = rank_engine(folder), "", "<|endoftext|>", "<|endoftext|>"
+        backend, mark, end, pad = rank_backend(folder), "", "<|endoftext|>", "<|endoftext|>"
     else:
-        engine, mark, end, pad = piece_engine(folder), MARK, "</s>", "<unk>"
-    engine.add_special_tokens([_added(mark + name) for name in (pad, end, *controls)])
-    _check_ids(engine, {mark + name: number for name, number in controls.items()}, folder)
-    engine.post_processor = _frame(engine, kind, mark, mark + end)
+        backend, mark, end, pad = piece_backend(folder), MARK, "</s>", "<unk>"
+    backend.add_special_tokens([_added(mark + name) for name in (pad, end, *controls)])
+    _check_ids(backend, {mark + name: number for name, number in controls.items()}, folder)
+    backend.post_processor = _frame(backend, kind, mark, mark + end)
     tokenizer_class = PreTrainedTokenizerFast if kind == "glm4" else ChatGLMTokenizer
     return tokenizer_class(
-        tokenizer_object=engine,
+        tokenizer_object=backend,
         eos_token=mark + end,
         pad_token=mark + pad,
         extra_special_tokens=[mark + name for name in controls if name != end],
@@ -64,20 +64,20 @@ def _added(name: str) -> AddedToken:
     return AddedToken(name, special=True, normalized=False)
 
 
-def _frame(engine: Tokenizer, kind: Kind, mark: str, end: str) -> TemplateProcessing:
+def _frame(backend: Tokenizer, kind: Kind, mark: str, end: str) -> TemplateProcessing:
     """[gMASK] sop text; of a pair, both texts and the end token."""
     prefix = [mark + name for name in PREFIX[kind]]
-    names = {name: engine.token_to_id(name) for name in (*prefix, end)}
+    names = {name: backend.token_to_id(name) for name in (*prefix, end)}
     return TemplateProcessing(
         single=[*prefix, "$A"], pair=[*prefix, "$A", "$B", end], special_tokens=list(names.items())
     )
 
 
-def _check_ids(engine: Tokenizer, expected: dict[str, int], folder: Path) -> None:
+def _check_ids(backend: Tokenizer, expected: dict[str, int], folder: Path) -> None:
     for name, number in expected.items():
-        if engine.token_to_id(name) != number:
+        if backend.token_to_id(name) != number:
             raise ModelError(
                 f"'{folder}': the control token {name.removeprefix(MARK)!r} gets id "
-                f"{engine.token_to_id(name)} after tokenizer.model, and {number} is declared. "
+                f"{backend.token_to_id(name)} after tokenizer.model, and {number} is declared. "
                 "The two files belong to different checkpoints."
             )

@@ -154,7 +154,7 @@ class Accountant:
     ) -> _Shape:
         messages = dialogue.messages
         view = View(messages, text, texts, pieces, lambda place: self._prompt(dialogue, place))
-        turns = find_turns(view, self.renderer.layout, self.renderer.encoder.added)
+        turns = find_turns(view, self.renderer.frame, self.renderer.encoder.added)
         written = {piece.number for piece in pieces}
         others = (n for n, t in enumerate(texts) if messages[t.turn]["role"] != "assistant")
         return _Shape(text, pieces, turns, tuple(n for n in others if n not in written))
@@ -164,7 +164,7 @@ class Accountant:
 
     def _text(self, dialogue: Dialogue, asks: bool) -> str:
         text = self.renderer.render(dialogue.messages, asks, dialogue.tools, dialogue.variables)
-        return text if asks else text + self.renderer.layout.stop
+        return text if asks else text + self.renderer.frame.stop
 
 
 def _key(dialogue: Dialogue, asks: bool) -> str:

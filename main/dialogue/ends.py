@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from main.dialogue.layout import probe_dialogue
+from main.dialogue.frame import probe_dialogue
 from main.dialogue.renderer import renderer_of
 from main.models.families import end_token_ids
 

@@ -52,7 +52,7 @@ class PlainText:
         return self.prefix_ids + self.encoder.ids([prompt])[0]
 
     def control_problem(self, prompt: Any) -> str:
-        """Always '': control tokens in plain text are the author's own layout."""
+        """Always '': control tokens in plain text are the author's own frame."""
         return ""
 
     def fingerprint(self) -> str:

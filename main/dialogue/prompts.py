@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from main.dialogue.accounts import Account, Accountant, Dialogue
 from main.dialogue.control import forged
-from main.dialogue.layout import probe_dialogue
+from main.dialogue.frame import probe_dialogue
 from main.dialogue.renderer import Renderer, renderer_of
 from main.dialogue.tokens import TextEncoder
 from main.errors import DataError, GenerationError, ModelError

@@ -9,7 +9,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from main.dialogue.layout import Layout, probe, probe_dialogue, tool_roles
+from main.dialogue.frame import Frame, probe, probe_dialogue, tool_roles
 from main.dialogue.messages import WEIGHTS
 from main.dialogue.normal import AROUND, THOUGHT_KEYS, normal
 from main.dialogue.tokens import TextEncoder
@@ -121,7 +121,7 @@ class Renderer:
         return self._spelling
 
     @cached_property
-    def layout(self) -> Layout:
+    def frame(self) -> Frame:
         """What the template writes around an assistant's turn.
 
         Raises:
@@ -142,7 +142,7 @@ class Renderer:
         """Finds control tokens: the special ones and the texts that end a turn."""
         special = self.encoder.special.pattern
         try:
-            return re.compile(f"{special}|{self.layout.ends.pattern}")
+            return re.compile(f"{special}|{self.frame.ends.pattern}")
         except ModelError:  # no template for training; prompts can be made all the same
             return self.encoder.special
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from main.dialogue.accounts import Accountant, Dialogue
 from main.dialogue.control import control_problem
 from main.dialogue.drafts import Draft, Which, drafts_of, last_draft, whole_draft
-from main.dialogue.layout import probe_dialogue
+from main.dialogue.frame import probe_dialogue
 from main.dialogue.plain import PlainText
 from main.dialogue.renderer import Messages, Renderer
 from main.dialogue.tokens import Encoded
@@ -63,7 +63,6 @@ class ChatTemplate:
         self.renderer = Renderer(tokenizer, vision, template_kwargs)
         self.plain = PlainText(tokenizer, self.renderer.encoder)
         self.renderer.refuse_unread(template_kwargs)
-        self.layout = self.renderer.layout
         self.accountant = Accountant(self.renderer)
         spans = self.encode(probe_dialogue()).turns
         if len(spans) != 2 or any(begin == end for begin, end in spans):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from main.dialogue.layout import Layout, beginning
+from main.dialogue.frame import Frame, beginning
 from main.dialogue.marks import Piece, Text, content_name
 from main.errors import DataError
 
@@ -14,7 +14,7 @@ Messages = Sequence[Mapping[str, Any]]
 class View(NamedTuple):
     """A dialogue as a template writes it: of marks or of its own strings.
 
-    text: the rendered dialogue, with the layout's `stop`. pieces: where its strings stand.
+    text: the rendered dialogue, with the frame's `stop`. pieces: where its strings stand.
     prompt: number of an assistant's message -> what asks for it, rendered.
     """
 
@@ -45,7 +45,7 @@ class Turn(NamedTuple):
     missing: tuple[int, ...]
 
 
-def find_turns(view: View, layout: Layout, added: re.Pattern[str]) -> list[Turn]:
+def find_turns(view: View, frame: Frame, added: re.Pattern[str]) -> list[Turn]:
     """Every assistant's turn of the dialogue.
 
     Raises:
@@ -55,7 +55,7 @@ def find_turns(view: View, layout: Layout, added: re.Pattern[str]) -> list[Turn]
     for piece in view.pieces:
         first.setdefault(piece.number, piece)
     places = [i for i, m in enumerate(view.messages) if m["role"] == "assistant"]
-    return [_find(view, place, first, layout, added) for place in places]
+    return [_find(view, place, first, frame, added) for place in places]
 
 
 def unwritten(numbers: Iterable[int], messages: Messages, texts: Sequence[Text]) -> str:
@@ -64,7 +64,7 @@ def unwritten(numbers: Iterable[int], messages: Messages, texts: Sequence[Text])
 
 
 def _find(
-    view: View, place: int, first: Mapping[int, Piece], layout: Layout, added: re.Pattern[str]
+    view: View, place: int, first: Mapping[int, Piece], frame: Frame, added: re.Pattern[str]
 ) -> Turn:
     before = [first[n].end for n, t in enumerate(view.texts) if t.turn < place and n in first]
     after = [first[n].start for n, t in enumerate(view.texts) if t.turn > place and n in first]
@@ -77,17 +77,17 @@ def _find(
     if not asked:
         previous = max((end for end in before if end <= begin), default=0)
         gap = view.text[previous:begin]
-        offset, length = beginning(layout.generation, gap, added)
-        if not length and layout.generation:
+        offset, length = beginning(frame.generation, gap, added)
+        if not length and frame.generation:
             raise DataError(
                 f"turn {place + 1}: the chat template writes the dialogue before it in another "
                 "way once others follow, and nothing shows where the turn begins."
             )
-        start, opened = previous + offset, layout.generation[length:]
+        start, opened = previous + offset, frame.generation[length:]
     inside = [piece for piece in own if start <= piece.start]
     here = {piece.number for piece in inside}
     last = max((piece.end for piece in inside), default=start)
-    found = layout.ends.search(view.text, last, limit)
+    found = frame.ends.search(view.text, last, limit)
     end = found.end() if found else last
     missing = tuple(n for n, t in enumerate(view.texts) if t.turn == place and n not in here)
     return Turn(place, start, end, asked, bool(found), opened, missing)

@@ -29,7 +29,7 @@ from main.evaluation.items import Item, items_of, read_items
 from main.evaluation.outputs import Counts, Outputs
 from main.predictor.answerer import hearing
 from main.system.disk import told
-from main.system.processes import Place, decide, place, raise_together
+from main.system.processes import Member, decide, raise_together, this_process
 
 logger = logging.getLogger("main.evaluation")
 
@@ -147,7 +147,7 @@ def inference_with_data(
 
 def _run(items: list[Item], batcher: Batcher, save_path: str | Path, how: How) -> InferenceSummary:
     started = time.monotonic()
-    here = place()
+    here = this_process()
     outputs = Outputs(save_path, items, how.split_thoughts)
     try:
         plan = decide(lambda: _plan(outputs, here, how))
@@ -170,7 +170,7 @@ def _run(items: list[Item], batcher: Batcher, save_path: str | Path, how: How) -
     return summary
 
 
-def _plan(outputs: Outputs, here: Place, how: How) -> Plan:
+def _plan(outputs: Outputs, here: Member, how: How) -> Plan:
     with told(outputs.save_path):
         done, failed, record = outputs.prepare(how.overwrite, how.retry_failed)
         claims = None
@@ -205,7 +205,7 @@ def _work(
     todo: list[Item], batcher: Batcher, outputs: Outputs, plan: Plan, how: How
 ) -> Exception | None:
     """Answer the batches that this process gets; the error that ended it, if one did."""
-    here, claims = place(), Claims(plan.claims)
+    here, claims = this_process(), Claims(plan.claims)
     path = outputs.save_path if here.size == 1 else outputs.part(here.rank)
     asker = Asker(batcher, None if plan.worked is None else outputs.items[plan.worked])
     watch = Watch(outputs.save_path, plan.record, len(plan.done), path)
@@ -237,7 +237,7 @@ def _check_arguments(batcher: Any, how: How) -> None:
         raise ConfigError(f"batch_size={size!r} must be an integer of at least 1.")
 
 
-def _bar(total: int, done: int, progress: bool | None, here: Place) -> tqdm:
+def _bar(total: int, done: int, progress: bool | None, here: Member) -> tqdm:
     wanted = sys.stderr.isatty() if progress is None else progress
     return tqdm(
         total=total, initial=done, unit="rows", disable=not (wanted and here.is_main), leave=False

@@ -27,7 +27,7 @@ _OTHER_KINDS = ("sliding_window", "softcap", "s_aux", "position_bias", "cache", 
 
 
 class Segments(NamedTuple):
-    """Where the segments of N tokens lie, on the CPU; see `segments` and `Layout`.
+    """Where the segments of N tokens lie, on the CPU; see `segments` and `Packing`.
 
     ends: S + 1 borders, the first 0, the last N.
     prompts: of each segment the borders of the segment before it that it continues, or None.
@@ -53,7 +53,7 @@ def segments(rows: Sequence[Sequence[int]]) -> Segments:
     return Segments([0, *accumulate(length for row in rows for length in row)], prompts)
 
 
-class Layout(NamedTuple):
+class Packing(NamedTuple):
     """`Segments` as the attention of every layer takes them, on the device.
 
     segments: for one call a segment; None = all of them in one call of flash attention, whose
@@ -71,8 +71,8 @@ class Layout(NamedTuple):
     longest_keys: int
 
 
-def lay_out(plan: Segments, device: torch.device, dtype: torch.dtype) -> Layout:
-    """The layout for attention on `device`, computed in `dtype`."""
+def pack(plan: Segments, device: torch.device, dtype: torch.dtype) -> Packing:
+    """The packing for attention on `device`, computed in `dtype`."""
     own = list(pairwise(plan.ends))
     seen = [(*(prompt or (0, 0)), *mine) for prompt, mine in zip(plan.prompts, own, strict=True)]
     sizes = [b - a + d - c for a, b, c, d in seen]
@@ -80,7 +80,7 @@ def lay_out(plan: Segments, device: torch.device, dtype: torch.dtype) -> Layout:
     if any(plan.prompts):
         parts = [torch.arange(x, y) for a, b, c, d in seen for x, y in ((a, b), (c, d))]
         keys = torch.cat(parts).to(device)
-    return Layout(
+    return Packing(
         None if device.type == "cuda" and dtype in HALF else plan,
         torch.tensor(plan.ends, dtype=torch.int32, device=device),
         torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device),
@@ -98,7 +98,7 @@ def attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    ragged: Layout | None = None,
+    ragged: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention: query (B, H, T, D), key and value (B, G, T, D) -> (B, T, H, D).
@@ -120,22 +120,22 @@ def attention(
 
 
 def _flash(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, layout: Layout
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     # (1, H, T, D) -> (T, H, D)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if layout.keys is not None:
-        k, v = k[layout.keys], v[layout.keys]
+    if packing.keys is not None:
+        k, v = k[packing.keys], v[packing.keys]
     mixed: Any = varlen_attn(
         q,
         k,
         v,
-        layout.ends,
-        layout.key_ends,
-        layout.longest,
-        layout.longest_keys,
+        packing.ends,
+        packing.key_ends,
+        packing.longest,
+        packing.longest_keys,
         scale=scaling,
         window_size=(-1, 0),  # causal, aligned at the segments' ends
     )
@@ -210,7 +210,7 @@ def states(model: Any, input_ids: Tensor, position_ids: Tensor, plan: Segments) 
     kind = input_ids.device.type
     autocast = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else model.dtype
-    layout = lay_out(plan, input_ids.device, dtype)
+    packing = pack(plan, input_ids.device, dtype)
     # A mask of four dimensions is taken as it is: none is built, and attention looks at `ragged`.
     no_mask = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=input_ids.device)
     output = model.base_model(
@@ -218,7 +218,7 @@ def states(model: Any, input_ids: Tensor, position_ids: Tensor, plan: Segments) 
         position_ids=position_ids,
         attention_mask=no_mask,
         use_cache=False,
-        ragged=layout,
+        ragged=packing,
     )
     return output.last_hidden_state[0]
 

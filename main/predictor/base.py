@@ -11,7 +11,7 @@ from main.dialogue.renderer import renderer_of
 from main.dialogue.tools import tool_schemas
 from main.errors import GenerationError
 from main.predictor.call import Call, Voice, make_call, parse_options, prompts_of
-from main.predictor.decode import Row
+from main.predictor.decode import Decoding
 from main.predictor.sampling import GenerationOptions
 from main.predictor.text import Answer
 from main.types import ScoredAnswer
@@ -35,12 +35,12 @@ class BasePredictor(ABC):
 
     @abstractmethod
     def _decode(
-        self, rows: list[Row], call: Call, logprobs: bool = False, stepwise: bool = False
-    ) -> Iterator[list[Row]]:
+        self, rows: list[Decoding], call: Call, logprobs: bool = False, stepwise: bool = False
+    ) -> Iterator[list[Decoding]]:
         """Yield the rows that changed until all are finished.
 
         Args:
-            logprobs: collect those of every token in `Row.logprobs`.
+            logprobs: collect those of every token in `Decoding.logprobs`.
             stepwise: the caller needs each token as it comes, not only the finished rows.
         """
 
@@ -118,7 +118,7 @@ class BasePredictor(ABC):
         rows, call = self._prepare(query, history, max_new_tokens, options)
         return self._stream(rows, call)
 
-    def _complete(self, rows: list[Row], call: Call, logprobs: bool = False) -> list[Answer]:
+    def _complete(self, rows: list[Decoding], call: Call, logprobs: bool = False) -> list[Answer]:
         answers = [_answer(call) for _ in rows]
         watched = bool(call.stop_texts)
         for changed in self._decode(rows, call, logprobs, stepwise=watched):
@@ -127,7 +127,7 @@ class BasePredictor(ABC):
                     _update(answers[row.index], row)
         return answers
 
-    def _stream(self, rows: list[Row], call: Call) -> Iterator[StreamItem]:
+    def _stream(self, rows: list[Decoding], call: Call) -> Iterator[StreamItem]:
         answers = [_answer(call) for _ in rows]
         shown = False
         for changed in self._decode(rows, call, stepwise=True):
@@ -142,7 +142,7 @@ class BasePredictor(ABC):
 
     def _prepare(
         self, query: Any, history: Any, max_new_tokens: int, options: dict[str, Any]
-    ) -> tuple[list[Row], Call]:
+    ) -> tuple[list[Decoding], Call]:
         """Check and render the requests; nothing has run yet."""
         given = {"max_new_tokens": max_new_tokens, **options}
         settings, variables = parse_options(self.call_options, given, self.where)
@@ -151,11 +151,11 @@ class BasePredictor(ABC):
         settings.build_message = voice.trained.builds_message(asked, query, history)
         call = make_call(voice, settings)
         prompts, ids = prompts_of(call, query, history, variables, self.system_prompt, self.vision)
-        rows: list[Row] = []
+        rows: list[Decoding] = []
         for request, prompt_ids in enumerate(ids):
             limit = self._limit(prompt_ids, settings.max_new_tokens, request)
             for sequence in range(settings.num_return_sequences):
-                row = Row(len(rows), prompt_ids, limit, _generator(settings, sequence))
+                row = Decoding(len(rows), prompt_ids, limit, _generator(settings, sequence))
                 row.visuals = prompts.images(request)
                 rows.append(row)
         return rows, call
@@ -188,13 +188,13 @@ def _answer(call: Call) -> Answer:
     return Answer(call.voice.tokenizer, call.stop_texts, call.lead, call.begun_ids, keep)
 
 
-def _update(answer: Answer, row: Row) -> str:
+def _update(answer: Answer, row: Decoding) -> str:
     chunk = answer.update(row.completion_ids, row.finished)
     row.finished = row.finished or answer.stopped
     return chunk
 
 
-def _scored(row: Row, answer: Answer) -> ScoredAnswer:
+def _scored(row: Decoding, answer: Answer) -> ScoredAnswer:
     end = [] if row.stop_id is None else [row.stop_id]
     token_ids = [*row.completion_ids, *end]
     reason: Literal["stop", "length"] = "stop" if end or answer.stopped else "length"

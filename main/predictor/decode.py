@@ -23,7 +23,7 @@ LIKE_LENGTH = 0.9  # prompts of one prefill group: the shortest is at least this
 
 
 @dataclass
-class Row:
+class Decoding:
     """One prompt and the answer so far.
 
     index: position among the caller's requests.
@@ -65,13 +65,13 @@ class Row:
         self.finished = len(self.completion_ids) >= self.limit
 
 
-def batches(rows: Sequence[Row], max_rows: int, max_tokens: int) -> list[list[Row]]:
+def batches(rows: Sequence[Decoding], max_rows: int, max_tokens: int) -> list[list[Decoding]]:
     """Rows of like length together, longest first, so that memory runs out early or never.
 
     A batch holds at most `max_rows` rows, and rows x (longest prompt + largest limit), what its
     cache may grow to, stays within `max_tokens`; a single row may exceed that.
     """
-    cut: list[list[Row]] = []
+    cut: list[list[Decoding]] = []
     width = 0
     for row in sorted(rows, key=lambda row: -len(row.prompt_ids)):
         need = max(width, len(row.prompt_ids) + row.limit)
@@ -85,13 +85,13 @@ def batches(rows: Sequence[Row], max_rows: int, max_tokens: int) -> list[list[Ro
 
 def decode(
     model: Any,
-    rows: Sequence[Row],
+    rows: Sequence[Decoding],
     options: GenerationOptions,
     stop_ids: Collection[int],
     pad_id: int,
     logprobs: bool = False,
     vision: Any = None,
-) -> Iterator[list[Row]]:
+) -> Iterator[list[Decoding]]:
     """Yield the rows that got a token, until all are finished.
 
     The caller may set `finished` of a row between two steps. When memory runs out, the batch is
@@ -131,7 +131,7 @@ def _contiguous_states(model: Any) -> Iterator[None]:
         hook.remove()
 
 
-def _halves(batch: list[Row], error: RuntimeError) -> list[list[Row]]:
+def _halves(batch: list[Decoding], error: RuntimeError) -> list[list[Decoding]]:
     """Second half first: the list of waiting batches is taken from its end."""
     batch = [row for row in batch if not row.finished]
     if len(batch) == 1:
@@ -147,13 +147,13 @@ def _halves(batch: list[Row], error: RuntimeError) -> list[list[Row]]:
 
 def _decode(
     model: Any,
-    rows: list[Row],
+    rows: list[Decoding],
     options: GenerationOptions,
     stop_ids: Collection[int],
     pad_id: int,
     logprobs: bool,
     vision: Any,
-) -> Iterator[list[Row]]:
+) -> Iterator[list[Decoding]]:
     rows = sorted(rows, key=lambda row: -row.length)
     state = _State(model, rows, options, pad_id, logprobs, vision)
     while running := [row for row in rows if not row.finished]:
@@ -201,7 +201,7 @@ class _State:
     def __init__(
         self,
         model: Any,
-        rows: list[Row],
+        rows: list[Decoding],
         options: GenerationOptions,
         pad_id: int,
         logprobs: bool,
@@ -230,7 +230,7 @@ class _State:
         self.extra = {"logits_to_keep": 1} if _keeps_logits(model) else {}
 
     @torch.no_grad()
-    def step(self, rows: list[Row]) -> tuple[list[int], list[float]]:
+    def step(self, rows: list[Decoding]) -> tuple[list[int], list[float]]:
         """Run the model on what is new; the next token of each row, and its score if wanted."""
         if self.cache is None:
             logits = self._prefill()
@@ -275,7 +275,7 @@ class _State:
         self.cache.batch_select_indices(copies)
         return torch.cat(logits)[copies]
 
-    def _pixels(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def _pixels(self, rows: Sequence[Decoding]) -> dict[str, torch.Tensor]:
         if self.vision is None:
             return {}
         names = [f"request {row.index}" for row in rows]
@@ -325,7 +325,7 @@ class _State:
         self.cache.batch_select_indices(chosen)
 
 
-def _refuse_not_finite(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+def _refuse_not_finite(logits: torch.Tensor, rows: Sequence[Decoding]) -> None:
     """A likeliest token that is no number; -inf for a token that a model rules out is one."""
     broken = ~logits.amax(-1).isfinite()
     if broken.any():

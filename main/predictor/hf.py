@@ -26,7 +26,7 @@ from main.predictor.answerer import answerer
 from main.predictor.as_trained import AsTrained
 from main.predictor.base import BasePredictor
 from main.predictor.call import Call, Voice
-from main.predictor.decode import Row, batches, decode
+from main.predictor.decode import Decoding, batches, decode
 from main.vision import load_vision
 
 
@@ -102,8 +102,8 @@ class Predictor(BasePredictor):
         self.system_prompt = self.options.system_prompt
 
     def _decode(
-        self, rows: list[Row], call: Call, logprobs: bool = False, stepwise: bool = False
-    ) -> Iterator[list[Row]]:
+        self, rows: list[Decoding], call: Call, logprobs: bool = False, stepwise: bool = False
+    ) -> Iterator[list[Decoding]]:
         budget = self.options.max_batch_tokens or _default_budget(self.model.device)
         pad_id = self.tokenizer.pad_token_id
         for batch in batches(rows, self.options.batch_size, budget):

@@ -28,7 +28,7 @@ from main.predictor.answerer import answerer
 from main.predictor.as_trained import AsTrained
 from main.predictor.base import BasePredictor
 from main.predictor.call import Call, Voice
-from main.predictor.decode import Row
+from main.predictor.decode import Decoding
 from main.predictor.sampling import GenerationOptions
 from main.predictor.vllm_adapters import Adapters, lora_arguments
 from main.predictor.vllm_engine import ALIKE, Engine, Request, engine_options
@@ -190,8 +190,8 @@ class Predictor(BasePredictor):
         return self._adapters.base if path is None else self._adapters.voice(path)
 
     def _decode(
-        self, rows: list[Row], call: Call, logprobs: bool = False, stepwise: bool = False
-    ) -> Iterator[list[Row]]:
+        self, rows: list[Decoding], call: Call, logprobs: bool = False, stepwise: bool = False
+    ) -> Iterator[list[Decoding]]:
         settings = call.settings
         running = [row for row in rows if not row.finished]
         params = [
@@ -209,12 +209,14 @@ class Predictor(BasePredictor):
             return
         yield from self._steps(running, requests, call)
 
-    def _images(self, row: Row) -> Mapping[str, Any]:
+    def _images(self, row: Decoding) -> Mapping[str, Any]:
         if self.vision is None:
             return {}
         return image_input(row.prompt_ids, row.visuals, self.vision, self._dtype)
 
-    def _steps(self, rows: list[Row], requests: list[Request], call: Call) -> Iterator[list[Row]]:
+    def _steps(
+        self, rows: list[Decoding], requests: list[Request], call: Call
+    ) -> Iterator[list[Decoding]]:
         """Tokens as they come, until every row is finished, be it by its caller."""
         for items in self.engine.stream(requests):
             changed = {}

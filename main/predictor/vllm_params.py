@@ -3,12 +3,12 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from main.predictor.decode import Row
+from main.predictor.decode import Decoding
 from main.predictor.sampling import GenerationOptions
 
 
 def sampling_params(
-    row: Row,
+    row: Decoding,
     settings: GenerationOptions,
     stop_ids: Collection[int],
     logprobs: bool,
@@ -44,7 +44,7 @@ def sampling_params(
     )
 
 
-def take(row: Row, output: Any, stop_ids: Collection[int]) -> None:
+def take(row: Decoding, output: Any, stop_ids: Collection[int]) -> None:
     """Add the tokens of a vLLM output to its row, and their log-probabilities if asked for."""
     completion = output.outputs[0]
     for position, token in enumerate(completion.token_ids):

@@ -17,8 +17,8 @@ _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _a_copy = 1  # processes that hold one copy of the model together
 
 
-class Place(NamedTuple):
-    """This process among `size`."""
+class Member(NamedTuple):
+    """One of `size` processes, or of `size` copies of the model."""
 
     rank: int
     size: int
@@ -28,16 +28,16 @@ class Place(NamedTuple):
         return self.rank == 0
 
 
-def place() -> Place:
+def this_process() -> Member:
     """Where this process stands; joins the others when a launcher has started several."""
     torch = sys.modules.get("torch")
     if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
         if not launched():
-            return Place(0, 1)
+            return Member(0, 1)
         join()
     from torch.distributed import get_rank, get_world_size
 
-    return Place(get_rank(), get_world_size())
+    return Member(get_rank(), get_world_size())
 
 
 def split_model(between: int) -> None:
@@ -46,10 +46,10 @@ def split_model(between: int) -> None:
     _a_copy = between
 
 
-def share() -> Place:
+def this_copy() -> Member:
     """Whose rows this process computes: its copy of the model among all copies."""
-    here = place()
-    return Place(here.rank // _a_copy, here.size // _a_copy)
+    here = this_process()
+    return Member(here.rank // _a_copy, here.size // _a_copy)
 
 
 def launched() -> bool:
@@ -108,7 +108,7 @@ def _start_again() -> None:
 
 def gather_objects(item: Any) -> list[Any]:
     """`item` of every process, in the order of the ranks."""
-    size = place().size
+    size = this_process().size
     if size == 1:
         return [item]
     from torch.distributed import all_gather_object
@@ -119,7 +119,7 @@ def gather_objects(item: Any) -> list[Any]:
 
 
 def gather_shares(item: Any) -> list[Any]:
-    """`item` of every copy of the model, in the order of `share().rank`."""
+    """`item` of every copy of the model, in the order of `this_copy().rank`."""
     return gather_objects(item)[::_a_copy]
 
 
@@ -148,23 +148,23 @@ def together(work: Callable[[], T]) -> T:
 
 def decide(work: Callable[[], T]) -> T:
     """What `work` returns in the main process, the only one to do it."""
-    result = together(lambda: work() if place().is_main else None)
+    result = together(lambda: work() if this_process().is_main else None)
     return cast(T, gather_objects(result)[0])
 
 
-def once_a_share(work: Callable[[], T]) -> T:
+def once_a_copy(work: Callable[[], T]) -> T:
     """What `work` returns in the first of the processes that hold a copy of the model together.
 
     For what must come out alike in all of them and need not: a reward model, an engine.
     """
-    first = place().rank // _a_copy * _a_copy
-    result = together(lambda: work() if place().rank == first else None)
+    first = this_process().rank // _a_copy * _a_copy
+    result = together(lambda: work() if this_process().rank == first else None)
     return cast(T, result if _a_copy == 1 else gather_objects(result)[first])
 
 
 def one_first(work: Callable[[], T]) -> T:
     """What `work` returns; one process a machine goes first, and the others find what it made."""
-    if place().size == 1:
+    if this_process().size == 1:
         return work()
     with join().local_main_process_first():
         result, error = _attempt(work)  # raised inside, it would leave the others waiting

@@ -46,13 +46,13 @@ from main.trainer.arguments import (
     LoopOptions,
     SetupOptions,
 )
-from main.trainer.engines import layout, tensor_parallel
 from main.trainer.fitting import row_limit, vocabulary_problems
 from main.trainer.loop.home import Home
 from main.trainer.loop.identity import options_of
-from main.trainer.loop.launch import launch_problems
+from main.trainer.loop.launch import accept_launch
 from main.trainer.loop.run import Loop
 from main.trainer.loop.task import Task
+from main.trainer.placement import layout, tensor_parallel
 from main.trainer.policy.logprobs import LogprobModel
 from main.types import EpochResult
 from main.vision import load_vision
@@ -106,8 +106,8 @@ class BaseTrainer:
     def __init__(self, **arguments: Any):
         where = f"{self._public_name()}()"
         self.setup = setup = parse(self.setup_class, arguments, where, self.setup_aliases)
-        raise_all(self._problems(setup))
-        self.layout = layout.take_over()
+        raise_all(self._loader_problems(setup))
+        self.layout = accept_launch()
         raise_all(layout.problems(setup, self.layout))
         files = resolve(setup.data_path, setup.data_present_path)
         self.tokenizer = setup.tokenizer or load_tokenizer(
@@ -166,9 +166,9 @@ class BaseTrainer:
         """'dpo.Trainer' for main/trainer/dpo/trainer.py: as callers import it."""
         return f"{cls.__module__.removesuffix('.trainer').rpartition('.')[2]}.Trainer"
 
-    def _problems(self, setup: SetupOptions) -> list[str]:
+    def _loader_problems(self, setup: SetupOptions) -> list[str]:
         if self._takes(setup.loader_name):
-            return launch_problems()
+            return []
         return [
             f"loader_name={setup.loader_name!r} does not fit this trainer: "
             f"it must be one of {list(self.loaders)}."
@@ -229,7 +229,7 @@ class BaseTrainer:
             setup.from_pretrained,
             config=setup.config,
             dtype=setup.dtype,
-            # The engine moves what a device is to hold; the whole may not fit.
+            # The placement moves what a device is to hold; the whole may not fit.
             device="cpu" if uses_deepspeed() or self.layout.is_shared else setup.device,
             quantization=setup.quantization,
             attn_implementation=setup.attn_implementation,
@@ -296,7 +296,7 @@ class BaseTrainer:
 class BaseTask(Task):
     """A method with what the trainer loaded: made afresh by every call, for one run.
 
-    trained: the model without what an engine puts around it; `model` is the one to call where
+    trained: the model without what a placement puts around it; `model` is the one to call where
         gradients are made. Both share all weights.
     """
 

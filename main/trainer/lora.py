@@ -8,7 +8,7 @@ Deviations from the usual SFT loop:
 1. W counts the trained tokens of the whole step, over micro-batches and processes: the same loss
    and gradient however the step is cut.
 2. Only the positions whose next token is trained reach the output layer.
-3. Rows of similar length share a step, see main/loaders/sampler.py.
+3. Rows of similar length share a step, see main/loaders/order.py.
 
 Rows of a vision-language model may carry images; their pixels are made when a batch is. The vision
 tower stays frozen unless `target_modules` names its layers. Under ZeRO-3 every process has to enter

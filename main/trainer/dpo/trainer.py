@@ -25,14 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from main.loaders.sampler import shard
-from main.system.processes import gather_shares, share
+from main.loaders.order import shard
+from main.system.processes import gather_shares, this_copy
 from main.trainer.base import BaseTask, BaseTrainer
 from main.trainer.dpo.losses import kto
 from main.trainer.dpo.options import PreferenceOptions, PreferenceSetup
 from main.trainer.dpo.preferences import Pairs, Referenced, Unpaired
 from main.trainer.dpo.scores import PairSums, answer_tokens, on_policy_weights, sums_of
-from main.trainer.loop.launch import engine_kind
+from main.trainer.loop.launch import placement_kind
 from main.trainer.loop.task import (
     Batch,
     LossOutput,
@@ -123,8 +123,8 @@ class PreferenceTask(BaseTask):
     def _key(self, rows: Any) -> str:
         precision = "full" if self.run.precision == "no" else self.run.precision
         tail = "" if self.options.ld_alpha is None else f"_{self.options.ld_alpha}"
-        # Of the same engine: a policy that is its reference has margins of 0, not of rounding.
-        how = f"{precision}_{engine_kind().__name__}{tail}"
+        # Of the same placement: a policy that is its reference has margins of 0, not of rounding.
+        how = f"{precision}_{placement_kind().__name__}{tail}"
         return f"{rows.digest[:24]}_{self.reference.fingerprint[:24]}_{how}"
 
     def _both(self, rows: Any) -> Tensor:
@@ -212,7 +212,7 @@ class PreferenceTask(BaseTask):
 
     def _all_evaluated(self) -> Iterable[MicroBatch]:
         data: Any = self.eval_data
-        pieces = shard(range(len(data)), data.lengths, self.batch_size_eval, *share())
+        pieces = shard(range(len(data)), data.lengths, self.batch_size_eval, *this_copy())
         return (MicroBatch([data[i] for i in piece.rows], piece.counted) for piece in pieces)
 
     def _kl(self, pieces: Iterable[MicroBatch]) -> float:

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from main.errors import ConfigError
-from main.system.processes import gather_shares, place
+from main.system.processes import gather_shares, this_process
 from main.trainer.base import BaseTrainer
-from main.trainer.engines.base import is_shared_out
 from main.trainer.grpo.advantages import overlong_penalty
 from main.trainer.grpo.credit import Judged, credit_of, gather, without_spread
 from main.trainer.grpo.entropy import note_forks
@@ -45,6 +44,7 @@ from main.trainer.online.off_policy import near_policy
 from main.trainer.online.policy_loss import Tokens, importance_ratio, micro_batch_mean
 from main.trainer.online.records import describe, reward_spread
 from main.trainer.online.sample import Prompt, Sample, note_tokens
+from main.trainer.placement.base import is_shared_out
 from main.trainer.policy.branches import takes_branches
 from main.trainer.policy.logprobs import scoring
 from main.trainer.policy.reference import MovingReference, Reference
@@ -213,7 +213,7 @@ class GRPOTask(OnlineTask):
 
     def _warn_if_all_are_cut(self, samples: list[Sample], step: int) -> None:
         trained = any(gather_shares(any(bool(sample.mask.any()) for sample in samples)))
-        if not trained and place().is_main:
+        if not trained and this_process().is_main:
             log.warning(
                 "step %d: max_completion_length=%d cut every completion, and "
                 "mask_truncated_completions=True leaves those out: nothing is learnt from this "

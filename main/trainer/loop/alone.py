@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from main.system.locks import Lock, take
-from main.system.processes import decide, place
+from main.system.processes import decide, this_process
 from main.trainer.loop.home import Home
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,6 @@ def _end_waiting(key: Path) -> None:
     waiting = earlier() if earlier else None
     if waiting is None or inspect.getgeneratorstate(waiting) == inspect.GEN_RUNNING:
         return  # one at work in another thread holds its lock
-    if place().is_main:
+    if this_process().is_main:
         log.warning("the run that waited for its caller in %s is ended: another begins.", key)
     waiting.close()

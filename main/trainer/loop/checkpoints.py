@@ -9,7 +9,7 @@ import torch
 
 from main.errors import CheckpointError
 from main.system.folders import write_directory
-from main.system.processes import decide, gather_objects, place, together
+from main.system.processes import decide, gather_objects, this_process, together
 from main.trainer.arguments import LoopOptions
 from main.trainer.loop import saving
 from main.trainer.loop.home import Home
@@ -54,8 +54,8 @@ class Checkpoints:
         """Write a checkpoint of this step. All processes must call it."""
         final = self.home.checkpoint(self.state.step)
         randoms = gather_objects(saving.random_state())
-        optimizer = self.opened.engine.state()
-        with self.opened.engine.whole():
+        optimizer = self.opened.placement.state()
+        with self.opened.placement.whole():
             decide(lambda: self._write_all(final, randoms, optimizer))
         self.written, self._latest = final, (self.state.step, final)
 
@@ -85,7 +85,7 @@ class Checkpoints:
 
     def _write(self, folder: Path, randoms: list[dict[str, Any]], optimizer: list) -> None:
         self.task.save(folder)
-        weights = {n: p.detach().cpu() for n, p in self.opened.engine.by_name().items()}
+        weights = {n: p.detach().cpu() for n, p in self.opened.placement.by_name().items()}
         saving.save_tensors(folder, "weights.pt", weights)
         steps = {"optimizer": optimizer, "schedule": self.opened.schedule.state_dict()}
         saving.save_tensors(folder, "optimizer.pt", steps)
@@ -136,15 +136,15 @@ class Checkpoints:
 
     def _load_optimizer(self, saved: dict[str, Any]) -> None:
         """Its state; rates and weight decay are those of this call."""
-        optimizer = self.opened.engine.torch_optimizer
+        optimizer = self.opened.placement.torch_optimizer
         decays = [group["weight_decay"] for group in optimizer.param_groups]
-        self.opened.engine.load_state(saved["optimizer"])
+        self.opened.placement.load_state(saved["optimizer"])
         for group, decay in zip(optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
         resume_schedule(self.opened.schedule, saved["schedule"])
 
     def _tell_changes(self, directory: Path, progress: dict[str, Any]) -> None:
-        if not place().is_main:
+        if not this_process().is_main:
             return
         then, now = progress["total_steps"], self.opened.length.total_steps
         if then != now:
@@ -158,8 +158,8 @@ class Checkpoints:
             log.warning("%s: %s.", directory, "; ".join(others.values()))
 
     def _load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad(), self.opened.engine.whole(write=True):
-            for name, parameter in self.opened.engine.by_name().items():
+        with torch.no_grad(), self.opened.placement.whole(write=True):
+            for name, parameter in self.opened.placement.by_name().items():
                 parameter.copy_(weights[name])
 
 
@@ -183,14 +183,14 @@ def find(options: LoopOptions, home: Home, companions: Collection[str]) -> savin
         told = next((text for text in gather_objects(error) if text), None)
         if told is None:
             return snapshot
-        if place().is_main:
+        if this_process().is_main:
             log.warning("%s is passed over: %s", directory, told)
     log.warning("no checkpoint below %s: starting afresh.", home.checkpoints)
     return None
 
 
 def _read(directory: Path) -> saving.Snapshot:
-    here = place()
+    here = this_process()
     return saving.read_snapshot(directory, here.rank, here.size)
 
 

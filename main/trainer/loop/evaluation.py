@@ -2,7 +2,7 @@
 
 import torch
 
-from main.loaders.sampler import shard
+from main.loaders.order import shard
 from main.system.processes import gather_shares
 from main.trainer.loop import saving
 from main.trainer.loop.memory import Room

@@ -15,7 +15,7 @@ from main.errors import CheckpointError
 from main.models.training_record import arguments_of
 from main.trainer.arguments import LoopOptions
 from main.trainer.loop.home import Home
-from main.trainer.loop.launch import engine_kind
+from main.trainer.loop.launch import placement_kind
 from main.trainer.loop.opening import step_rows
 from main.trainer.loop.task import Rows, Task
 
@@ -48,14 +48,14 @@ APPLIED = ("lr", "weight_decay", "lr_scheduler_type", "warmup_ratio", "warmup_st
 
 
 def identity(task: Task, options: LoopOptions, home: Home) -> dict[str, Any]:
-    """Name -> JSON value. Asked for before an engine shares the weights out."""
+    """Name -> JSON value. Asked for before a placement shares the weights out."""
     evaluated = task.eval_data
     return {
         "rows": _rows(task.train_data),
         "evaluated rows": "none" if evaluated is None else _rows(evaluated),
         "rows_per_step": step_rows(task, options),
         "seed": home.seed,
-        "engine": engine_kind().kind_of_state,
+        "placement": placement_kind().kind_of_state,
         **options_of(options),
         **task.identity(),
     }

@@ -1,4 +1,4 @@
-"""What the launcher asked for: checked, agreed with the trainer's arguments, made an engine."""
+"""What the launcher asked for: checked, agreed with the trainer's arguments, made a placement."""
 
 import importlib.util
 import logging
@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from main.errors import ConfigError, MissingExtraError, TrainingError
-from main.system.processes import join, launched, share, uses_deepspeed
+from main.options import raise_all
+from main.system.processes import join, launched, this_copy, uses_deepspeed
 from main.trainer.arguments import LoopOptions, Precision
-from main.trainer.engines import ds_config, layout
-from main.trainer.engines.base import Engine, is_shared_out
-from main.trainer.engines.zero import DeepSpeed
 from main.trainer.loop.home import Home
 from main.trainer.loop.task import Task
+from main.trainer.placement import ds_config, layout
+from main.trainer.placement.base import Placement, is_shared_out
+from main.trainer.placement.zero import DeepSpeed
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,16 @@ def launch_problems() -> list[str]:
     ]
     found += layout.launch_problems()
     return found + (ds_config.check() if uses_deepspeed() else [])
+
+
+def accept_launch() -> layout.Layout:
+    """How the launcher wants the model laid over the processes; its own switches are off then.
+
+    Raises:
+        ConfigError: something in how this process was launched cannot work.
+    """
+    raise_all(launch_problems())
+    return layout.take_over()
 
 
 def make_accelerator(options: LoopOptions, task: Task, home: Home) -> tuple[Any, Precision]:
@@ -141,7 +152,7 @@ def _agreed(config: dict[str, Any], options: LoopOptions, task: Task) -> dict[st
         ds_config.Agreed(
             task.batch_size,
             options.gradient_accumulation_steps,
-            share().size,
+            this_copy().size,
             options.max_grad_norm,
             options.bf16,
             options.fp16,
@@ -149,7 +160,9 @@ def _agreed(config: dict[str, Any], options: LoopOptions, task: Task) -> dict[st
     )
 
 
-def make_engine(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
+def make_placement(
+    accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Placement:
     """Prepare model and optimizer for the set-up that the processes were launched with.
 
     Raises:
@@ -160,16 +173,16 @@ def make_engine(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optim
             "this trainer's weights are still shared out by its last run. Make a new Trainer, with "
             "resume_path to go on from the adapter."
         )
-    kind = engine_kind()
+    kind = placement_kind()
     if layout.current().is_shared:
         return kind(accelerator, model, optimizer, layout.current())
     return kind(accelerator, *accelerator.prepare(model, optimizer))
 
 
-def engine_kind() -> Any:
-    """The class of the engine for the set-up that the processes were launched with."""
+def placement_kind() -> Any:
+    """The class of the placement for the set-up that the processes were launched with."""
     if layout.current().is_shared:
-        from main.trainer.engines.sharded import Sharded
+        from main.trainer.placement.sharded import Sharded
 
         return Sharded
-    return DeepSpeed if uses_deepspeed() else Engine
+    return DeepSpeed if uses_deepspeed() else Placement

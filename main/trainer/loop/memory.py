@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from main.errors import TrainingError
-from main.system.processes import place, uses_deepspeed
+from main.system.processes import this_process, uses_deepspeed
 from main.trainer.loop.guards import is_out_of_memory
 from main.trainer.loop.task import MicroBatch
 
@@ -35,7 +35,7 @@ class Room:
         if not is_out_of_memory(error):
             raise error
         largest = min(self.rows, largest or self.rows)
-        if place().size > 1 or largest == 1 or uses_deepspeed():
+        if this_process().size > 1 or largest == 1 or uses_deepspeed():
             raise TrainingError(
                 f"out of memory at {self.what} of {largest} rows: use a smaller batch_size with "
                 "more gradient_accumulation_steps, a smaller max_length, or "

@@ -1,4 +1,4 @@
-"""A run is opened: ranks, engine, optimizer and schedule; and closed, whatever ended it."""
+"""A run is opened: ranks, placement, optimizer and schedule; and closed, whatever ended it."""
 
 import logging
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Any
 
 from main.errors import ConfigError, TrainingError
 from main.models.compiled import compile_layers
-from main.system.processes import place, share
+from main.system.processes import this_copy, this_process
 from main.trainer.arguments import LoopOptions
 from main.trainer.loop.due import Length
 from main.trainer.loop.home import Home
-from main.trainer.loop.launch import make_accelerator, make_engine
+from main.trainer.loop.launch import make_accelerator, make_placement
 from main.trainer.loop.optimizer import make_optimizer, make_schedule
 from main.trainer.loop.task import Run, Task
 
@@ -29,7 +29,7 @@ class Opened:
         self.task, self._closers = task, list[Callable[[], Any]]()
         self.accelerator, precision = make_accelerator(options, task, home)
         self.device = self.accelerator.device
-        self.processes, (self.rank, self.world) = place().size, share()
+        self.processes, (self.rank, self.world) = this_process().size, this_copy()
         self._check_processes()
         self.step_rows = step_rows(task, options)
         drawn = self.step_rows * task.steps_per_draw
@@ -40,14 +40,14 @@ class Opened:
         set_seed(home.seed + self.rank)  # processes with the same rows drop out the same
         optimizer = make_optimizer(task.model, options, task.rate)
         task.model.train()
-        self.engine = make_engine(self.accelerator, task.model, optimizer)
+        self.placement = make_placement(self.accelerator, task.model, optimizer)
         self.at_the_end(self._release)
         if options.torch_compile:
             self.at_the_end(compile_layers(task.model))
         total = self.length.total_steps
-        engine = self.engine
-        self.run = Run(engine.model, self.device, precision, 0, total, engine.at_hand)
-        self.schedule = make_schedule(engine.torch_optimizer, options, total)
+        placement = self.placement
+        self.run = Run(placement.model, self.device, precision, 0, total, placement.at_hand)
+        self.schedule = make_schedule(placement.torch_optimizer, options, total)
 
     def at_the_end(self, closer: Callable[[], Any]) -> None:
         """Call it in `close`, the latest first."""
@@ -60,8 +60,8 @@ class Opened:
     def _release(self) -> None:
         from accelerate.state import AcceleratorState
 
-        self.engine.close()
-        del self.engine, self.run.at_hand
+        self.placement.close()
+        del self.placement, self.run.at_hand
         self.accelerator.free_memory()
         AcceleratorState._reset_state()  # the next trainer may want another precision
 
@@ -80,7 +80,7 @@ def step_rows(task: Task, options: LoopOptions) -> int:
     Raises:
         ConfigError: they cannot be cut into whole groups.
     """
-    rows = task.batch_size * options.gradient_accumulation_steps * share().size
+    rows = task.batch_size * options.gradient_accumulation_steps * this_copy().size
     if rows % task.samples_per_row:
         raise ConfigError(
             f"an optimizer step of {rows} completions (batch size x accumulation x "

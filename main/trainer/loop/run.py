@@ -18,9 +18,9 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from main.errors import RewardError
-from main.loaders.sampler import plan_epoch, shard, spread
+from main.loaders.order import plan_epoch, shard, spread
 from main.models.training_record import arguments_of
-from main.system.processes import decide, gather_objects, gather_shares, place
+from main.system.processes import decide, gather_objects, gather_shares, this_process
 from main.trainer.arguments import LoopOptions
 from main.trainer.loop import best, saving
 from main.trainer.loop.alone import alone
@@ -197,7 +197,7 @@ class Loop:
 
     def _tell(self, metrics: dict[str, float]) -> None:
         """Signs that the run goes wrong, on the main process."""
-        for sign in self.watch.see(self.state.step, metrics) if place().is_main else ():
+        for sign in self.watch.see(self.state.step, metrics) if this_process().is_main else ():
             log.warning("step %d: %s", self.state.step, sign)
 
     # -- where the run is
@@ -239,7 +239,7 @@ class Loop:
         self.evaluator = Evaluator(task, opened)
         self.checkpoints = Checkpoints(task, options, self.home, opened, state, known)
         self._begin_or_resume(snapshot)
-        self.watch = Watch(self.state.memory, opened.engine.by_name())
+        self.watch = Watch(self.state.memory, opened.placement.by_name())
         self.records = Records(
             opened.accelerator,
             self.home,
@@ -248,7 +248,7 @@ class Loop:
             {"train": state.step, "eval": state.evaluated} if snapshot else None,
         )
         opened.at_the_end(self.records.close)
-        shown = options.progress if place().is_main else False
+        shown = options.progress if this_process().is_main else False
         self.progress = Progress(self.total_steps, state.step, shown)
         opened.at_the_end(self.progress.close)
 

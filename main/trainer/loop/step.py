@@ -34,7 +34,7 @@ class Stepper:
                 break
             except Exception as error:
                 self.room.shrink(error, max(len(micro.items) for micro in micro_batches))
-                self.opened.engine.zero_grad()
+                self.opened.placement.zero_grad()
                 micro_batches = self.room.cut(micro_batches)
         self._apply(micro_batches, metrics)
         counted = zip(micro_batches, batches, strict=True)
@@ -43,28 +43,28 @@ class Stepper:
     def _accumulate(
         self, micro_batches: list[MicroBatch], batches: list[Batch], totals: dict[str, float]
     ) -> Means:
-        means, engine, device = Means(), self.opened.engine, self.opened.device
+        means, placement, device = Means(), self.opened.placement, self.opened.device
         for number, (micro, batch) in enumerate(zip(micro_batches, batches, strict=True), 1):
             last = number == len(batches)
-            with engine.passing(last):
+            with placement.passing(last):
                 output = self.task.loss(to_device(batch.tensors, device), totals)
                 # Gradients are averaged over ranks while `totals` already counts all of them.
                 loss = output.loss * (self.opened.world if micro.counted else 0.0)
-                engine.backward(loss, last)
+                placement.backward(loss, last)
             if micro.counted:
                 means.add(output.metrics)
         return means
 
     def _apply(self, micro_batches: list[MicroBatch], metrics: Means) -> None:
-        engine, schedule = self.opened.engine, self.opened.schedule
-        norm = engine.clip(self.options.max_grad_norm or math.inf)
+        placement, schedule = self.opened.placement, self.opened.schedule
+        norm = placement.clip(self.options.max_grad_norm or math.inf)
         if math.isfinite(norm) or self.opened.run.precision == "fp16":
-            if engine.step():
+            if placement.step():
                 schedule.step()
         else:
             self._not_finite(micro_batches, norm)
             schedule.step()
-        engine.zero_grad()
+        placement.zero_grad()
         self.state.step += 1
         self.opened.run.step = self.state.step
         self.state.record({"grad_norm": (norm, 1)} if math.isfinite(norm) else {})

@@ -81,7 +81,7 @@ class LossOutput(NamedTuple):
 class Run:
     """What a task sees of the run that it is part of; the loop keeps it up to date.
 
-    model: the task's model as the engine prepared it; passes with a gradient go through it.
+    model: the task's model as the placement prepared it; passes with a gradient go through it.
     device: where its tensors belong.
     precision: of the forward pass, as the run found it possible.
     step, total_steps: optimizer steps made, and those of the whole run.

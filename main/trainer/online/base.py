@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from main.dialogue.ends import stop_token_ids
 from main.errors import ConfigError, MainError, RewardError
 from main.models import context_length
-from main.system.processes import once_a_share, share, together
+from main.system.processes import once_a_copy, this_copy, together
 from main.trainer.base import BaseTask
-from main.trainer.engines.base import is_shared_out
 from main.trainer.loop.task import Metrics, MicroBatch, Row, Run
 from main.trainer.online.records import describe, samples_table
 from main.trainer.online.sample import Prompt, Sample, seed_of
+from main.trainer.placement.base import is_shared_out
 from main.trainer.rewards.functions import Rewards, Scores
 from main.trainer.rewards.notes import TrainerState
 from main.trainer.rewards.scoreable import column_names, completion_texts, scoreable
@@ -113,7 +113,7 @@ class OnlineTask(BaseTask):
 
     def _scored(self, samples: Sequence[Sample]) -> Scores:
         try:
-            return once_a_share(lambda: self.rewards.score(scoreable(samples, self.columns)))
+            return once_a_copy(lambda: self.rewards.score(scoreable(samples, self.columns)))
         except RewardError:
             raise
         except MainError as error:  # what is told of another process: all stop for one reason
@@ -165,7 +165,7 @@ class OnlineTask(BaseTask):
         Raises:
             ConfigError: they do not.
         """
-        options, ranks = self.options, share().size
+        options, ranks = self.options, this_copy().size
         step = self.batch_size * ranks * options.gradient_accumulation_steps
         if step % options.num_generations:
             raise ConfigError(

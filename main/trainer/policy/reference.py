@@ -47,7 +47,7 @@ class Reference:
             start = adapter_tensors(policy) if kept is None else kept
             self._kept = _on_cpu(start)
             copy_adapter(policy, name, start)
-        self.fingerprint = self._fingerprint()  # now: later an engine may share the weights out
+        self.fingerprint = self._fingerprint()  # now: later a placement may share the weights out
 
     @classmethod
     def restored(cls, policy: Any, tensors: Mapping[str, Tensor]) -> "Reference":

@@ -21,8 +21,8 @@ from main.system.processes import (
     gather_objects,
     gather_shares,
     join,
-    place,
-    share,
+    this_copy,
+    this_process,
     together,
 )
 from main.trainer.loop.task import Row, Rows
@@ -80,7 +80,7 @@ def _in_turn(path: Path) -> Iterator[None]:
 
 def _compute(rows: Rows, score: Score, batch_size: int) -> Tensor:
     """Rows of similar length together; every process computes its share."""
-    rank, world = share()
+    rank, world = this_copy()
     order = sorted(range(len(rows)), key=lambda i: -rows.lengths[i])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine = batches[rank::world]
@@ -122,6 +122,6 @@ def _write(path: Path, values: Tensor) -> None:
     """By one process a machine."""
     from safetensors.torch import save_file
 
-    if place().size == 1 or join().is_local_main_process:
+    if this_process().size == 1 or join().is_local_main_process:
         with appearing(path) as temporary:
             save_file({"logprobs": values}, temporary)

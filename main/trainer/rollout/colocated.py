@@ -15,7 +15,7 @@ import torch
 
 from main.models.adapters import ADAPTER
 from main.models.merging import is_a_change_of_weights
-from main.predictor.decode import Row
+from main.predictor.decode import Decoding
 from main.predictor.sampling import GenerationOptions
 from main.predictor.vllm_adapters import largest_rank, room_for
 from main.predictor.vllm_engine import ALIKE, Engine, Request
@@ -110,7 +110,7 @@ class VLLMSampler(Sampler):
 
     def _draw(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool, changed: bool
-    ) -> list[Row]:
+    ) -> list[Decoding]:
         if changed:
             self._switch()
         settings = generation_options(self.options, greedy)
@@ -140,14 +140,14 @@ class VLLMSampler(Sampler):
         self.adapter = LoRARequest(f"policy-{number}", number, str(self.folder.path))
         self.engine.add_adapter(self.adapter)
 
-    def _request(self, row: Row, settings: GenerationOptions) -> Request:
+    def _request(self, row: Decoding, settings: GenerationOptions) -> Request:
         params = sampling_params(row, settings, self.stop_ids, logprobs=True)
         return Request(row.prompt_ids, params, self.adapter)
 
     def _probe_settings(self) -> GenerationOptions:
         return GenerationOptions(temperature=self.options.temperature, do_sample=True)
 
-    def _check(self, probe: Row) -> None:
+    def _check(self, probe: Decoding) -> None:
         completion, temperature = completion_of(probe), self.options.temperature
         check_probe(self.policy, probe.prompt_ids, completion, temperature, self.tolerance)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from main.predictor.decode import Row, batches, decode
+from main.predictor.decode import Decoding, batches, decode
 from main.predictor.sampling import GenerationOptions
 from main.trainer.policy.logprobs import scoring
 
@@ -104,10 +104,10 @@ class HFSampler(Sampler):
         return [completion_of(row) for row in rows]
 
 
-def decoder_rows(prompts: Sequence[list[int]], seeds: Sequence[int], limit: int) -> list[Row]:
+def decoder_rows(prompts: Sequence[list[int]], seeds: Sequence[int], limit: int) -> list[Decoding]:
     """What the decoder of the predictors works on; each prompt draws with a seed of its own."""
     return [
-        Row(i, list(ids), limit, torch.Generator().manual_seed(seed % 2**63))
+        Decoding(i, list(ids), limit, torch.Generator().manual_seed(seed % 2**63))
         for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
 
@@ -126,7 +126,7 @@ def generation_options(options: SamplingOptions, greedy: bool) -> GenerationOpti
     )
 
 
-def completion_of(row: Row) -> Completion:
+def completion_of(row: Decoding) -> Completion:
     """What a finished row of the decoder amounts to."""
     ended = row.stop_id is not None
     ids = [*row.completion_ids, row.stop_id] if row.stop_id is not None else row.completion_ids

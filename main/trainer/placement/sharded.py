@@ -19,14 +19,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from main.errors import ConfigError
-from main.system.processes import place
-from main.trainer.engines.base import Engine
-from main.trainer.engines.layout import Layout
-from main.trainer.engines.tensor_parallel import is_split, joined, local_part, part_like, split
+from main.system.processes import this_process
+from main.trainer.placement.base import Placement
+from main.trainer.placement.layout import Layout
+from main.trainer.placement.tensor_parallel import is_split, joined, local_part, part_like, split
 from main.trainer.policy.logprobs import scoring
 
 
-class Sharded(Engine):
+class Sharded(Placement):
     """Tensor parallelism x data parallelism, or x full sharding; or full sharding alone.
 
     Args:
@@ -142,7 +142,7 @@ class Sharded(Engine):
 def _mesh(device: torch.device, layout: Layout) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
 
-    shape = (place().size // layout.tensor, layout.tensor)
+    shape = (this_process().size // layout.tensor, layout.tensor)
     return init_device_mesh(device.type, shape, mesh_dim_names=("copies", "split"))
 
 

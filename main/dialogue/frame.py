@@ -16,7 +16,7 @@ _TAG = re.compile(r"<[|｜][^<>\s]+[|｜]>")
 _ARGUMENT, _RESULT = "Gazelle eta", "Ibex epsilon"
 
 
-class Layout(NamedTuple):
+class Frame(NamedTuple):
     """What surrounds the assistant's turns in rendered text.
 
     generation: what the template writes to ask for an answer, e.g. "<|im_start|>assistant\\n".
@@ -41,8 +41,8 @@ def probe(
     special: re.Pattern[str],
     eos: str | None,
     tool_gap: str,
-) -> Layout:
-    """Learn the layout of a template.
+) -> Frame:
+    """Learn the frame of a template.
 
     Args:
         render: the template.
@@ -64,7 +64,7 @@ def probe(
             "The chat template ends an assistant turn with nothing and the tokenizer has no "
             "end token, so a trained model would never stop. Set tokenizer.eos_token."
         )
-    return Layout(generation, alternation([*ends, stop]), stop)
+    return Frame(generation, alternation([*ends, stop]), stop)
 
 
 def _surroundings(text: str, contents: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -1,6 +1,6 @@
 """How a step's gradients are made and applied: by one process, or by DDP.
 
-The loop says what is computed; an engine knows where weights, gradients and optimizer states lie.
+The loop says what is computed; a placement knows where weights, gradients and optimizer states lie.
 All processes must call its methods, in the same order. Others: zero.py (DeepSpeed) and sharded.py
 (tensor parallelism, FSDP2) beside this file; main/trainer/loop/launch.py chooses.
 """
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 
-class Engine:
+class Placement:
     """One process, or several with a whole copy of the model each (DDP).
 
-    kind_of_state: engines of one kind can go on from each other's checkpoints.
+    kind_of_state: placements of one kind can go on from each other's checkpoints.
 
     Args:
         accelerator: what prepared the model and the optimizer.
@@ -23,7 +23,7 @@ class Engine:
         optimizer: prepared.
     """
 
-    kind_of_state: ClassVar[str] = "Engine"
+    kind_of_state: ClassVar[str] = "Placement"
 
     def __init__(self, accelerator: Any, model: nn.Module, optimizer: Any):
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer

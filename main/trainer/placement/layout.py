@@ -9,8 +9,8 @@ import logging
 import os
 from typing import Any, NamedTuple
 
-from main.system.processes import launched_size, place, split_model, uses_deepspeed
-from main.trainer.engines import ds_config
+from main.system.processes import launched_size, split_model, this_process, uses_deepspeed
+from main.trainer.placement import ds_config
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def take_over() -> Layout:
         return _current
     os.environ[_FSDP] = os.environ[_DEEPSPEED] = "false"
     split_model(_current.tensor)
-    if place().is_main:
+    if this_process().is_main:
         log.warning("%s", _in_words(_current))
     return _current
 
@@ -114,11 +114,11 @@ def _in_words(layout: Layout) -> str:
     """What was made of the launcher's wishes."""
     if layout.tensor == 1:
         return (
-            f"FSDP2: the frozen weights are shared out over {place().size} processes, each layer's "
-            f"{'freed again' if layout.reshard else 'kept'} after its forward pass; the adapter "
-            "and its optimizer state are whole on each."
+            f"FSDP2: the frozen weights are shared out over {this_process().size} processes, "
+            f"each layer's {'freed again' if layout.reshard else 'kept'} after its forward pass; "
+            "the adapter and its optimizer state are whole on each."
         )
-    copies = place().size // layout.tensor
+    copies = this_process().size // layout.tensor
     text = (
         f"tensor_model_parallel_size={layout.tensor} of the DeepSpeed file: transformers' plan "
         f"splits the matrices over {layout.tensor} neighbouring processes, {copies} "

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from main.loaders.sampler import plan_epoch, shard
+from main.loaders.order import plan_epoch, shard
 
 RNG = random.Random(0)
 LENGTHS = [RNG.randint(4, 400) for _ in range(203)]

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO as an engine of the loop."""
+"""DeepSpeed's ZeRO as a placement."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from main.errors import CheckpointError
-from main.system.processes import gather_objects, place
-from main.trainer.engines.base import Engine
+from main.system.processes import gather_objects, this_process
+from main.trainer.placement.base import Placement
 
 
-class DeepSpeed(Engine):
+class DeepSpeed(Placement):
     """ZeRO: gradients and optimizer states are shared out (stage 2), and the weights too (3).
 
     The optimizer's step is part of the last backward pass of a step.
@@ -71,7 +71,7 @@ class DeepSpeed(Engine):
         return gather_objects({"zero": plain, "loss_scaler": _numbers(self.zero.loss_scaler)})
 
     def load_state(self, parts: list[Any]) -> None:
-        here = place()
+        here = this_process()
         if len(parts) != here.size:
             raise CheckpointError(
                 f"DeepSpeed shared the optimizer's state out over {len(parts)} processes, and this "

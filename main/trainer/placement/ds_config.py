@@ -23,7 +23,7 @@ KEYS = frozenset((
     "disable_allgather", "graph_harvesting", "data_efficiency", "elasticity", "autotuning",
     "compression_training", "tensor_parallel", "compile", "use_node_local_storage",
 ))  # fmt: skip
-# Keys of the user's guide, which DeepSpeed does not know; see main/trainer/engines/layout.py.
+# Keys of the user's guide, which DeepSpeed does not know; see main/trainer/placement/layout.py.
 PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
 
 
