@@ -96,35 +96,7 @@ def parse(
             given twice under two spellings, one without effect, or whatever `problems()` finds;
             all in one message.
     """
-    aliases = aliases or {}
-    fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(options, include_extras=True)
-    values: dict[str, Any] = {}
-    spelt: dict[str, str] = {}  # field -> the name under which it was given
-    problems = unknown_keywords(given, [*fields, *aliases], where)
-    for name, value in given.items():
-        field = aliases.get(name, name)
-        if field not in fields:
-            continue
-        if field in values:
-            problems.append(
-                f"'{spelt[field]}' and '{name}' are the same argument: give one of them."
-            )
-            continue
-        values[field], spelt[field] = value, name
-        if not _fits(value, hints[field]):
-            problems.append(
-                f"{name}={value!r} must be {_describe(hints[field])}, not {type(value).__name__}."
-            )
-        elif not _is_finite(value):
-            problems.append(f"{name}={value!r} must be finite.")
-    required = [
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    problems += [f"{where} needs '{name}'." for name in required if name not in values]
-    raise_all(problems)
+    values, spelt = _read(options, given, where, aliases or {})
     result = options(**values)
     found: list[str] = []
     if isinstance(result, Options):
@@ -137,6 +109,43 @@ def parse(
         found += result.problems()
     raise_all(found)
     return result
+
+
+def _read(
+    options: type, given: Mapping[str, Any], where: str, aliases: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values by field, and the name under which each was given; see `parse`."""
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    hints = typing.get_type_hints(options, include_extras=True)
+    values: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    problems = unknown_keywords(given, [*fields, *aliases], where)
+    for name, value in given.items():
+        field = aliases.get(name, name)
+        if field not in fields:
+            continue
+        if field in values:
+            problems.append(
+                f"'{spelt[field]}' and '{name}' are the same argument: give one of them."
+            )
+            continue
+        values[field], spelt[field] = value, name
+        problems += _wrong(name, value, hints[field])
+    required = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    problems += [f"{where} needs '{name}'." for name in required if name not in values]
+    raise_all(problems)
+    return values, spelt
+
+
+def _wrong(name: str, value: Any, hint: Any) -> list[str]:
+    """A sentence on a value of another type, or one that is no finite number."""
+    if not _fits(value, hint):
+        return [f"{name}={value!r} must be {_describe(hint)}, not {type(value).__name__}."]
+    return [] if _is_finite(value) else [f"{name}={value!r} must be finite."]
 
 
 def documentation(options: type) -> str:
