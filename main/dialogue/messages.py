@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from main.dialogue.links import TOOL_ROLES, call_problems, link_problems
+from main.dialogue.normal import THOUGHT_KEYS
 from main.options import nearest
 from main.vision import VISUAL_TYPES, part_problem
 
 ROLES = ("system", "user", "assistant", "tool", "observation", "developer")
 SYSTEM_ROLES = ("system", "developer")
-TOOL_ROLES = ("tool", "observation")
 # What a turn, or all turns of a row, count in the loss: a number, or whether at all.
 WEIGHTS = ("weight", "train", "loss")
 _KEYS = (
@@ -19,7 +20,7 @@ _KEYS = (
     "metadata",
     "tool_calls",
     "tool_call_id",
-    "reasoning_content",
+    *THOUGHT_KEYS,
     *WEIGHTS,
 )
 EndsWith = Literal["assistant", "question"]
@@ -46,7 +47,8 @@ def dialogue_problems(messages: Any, field: str, ends_with: EndsWith) -> list[st
     ]
     if problems:
         return problems
-    return _order_problems(messages, field) + _last_problems(messages, field, ends_with)
+    links = [f"{field}[{i}]: {problem}" for i, problem in link_problems(messages)]
+    return _order_problems(messages, field) + _last_problems(messages, field, ends_with) or links
 
 
 def _message_problems(message: Any, place: str, ends_with: EndsWith) -> list[str]:
@@ -54,15 +56,21 @@ def _message_problems(message: Any, place: str, ends_with: EndsWith) -> list[str
         return [f"{place} must be an object with 'role' and 'content'; found {_kind(message)}."]
     if message.keys() >= _SHAREGPT:
         return [f"{place} has 'from' and 'value'; rename them to 'role' and 'content'."]
-    problems = [
-        f"{place} has the unknown key '{key}'; allowed: {', '.join(_KEYS)}.{nearest(key, _KEYS)}"
-        for key in message
-        if key not in _KEYS and message[key] is not None
-    ]
+    problems = [f"{place} {problem}" for problem in key_problems(message)]
     if not isinstance(message.get("metadata"), str | None):
         problems.append(f"{place} 'metadata' must be a string; found {_kind(message['metadata'])}.")
     problems += _role_problems(message, place) + _content_problems(message, place)
+    problems += [f"{place} {problem}" for problem in call_problems(message)]
     return problems + _turn_weight_problems(message, place, ends_with)
+
+
+def key_problems(message: Mapping[str, Any]) -> list[str]:
+    """One sentence for every key that nothing here reads; null and empty ones say nothing."""
+    return [
+        f"has the unknown key '{key}'; allowed: {', '.join(_KEYS)}.{nearest(key, _KEYS)}"
+        for key, value in message.items()
+        if key not in _KEYS and value not in (None, [], {})
+    ]
 
 
 def weight_of(owner: Mapping[str, Any]) -> float:
@@ -168,7 +176,10 @@ def _follows_wrongly(role: str, previous: str) -> str:
     """Why a turn of `role` may not follow one of `previous`, or ''."""
     if role == "system":
         return "" if previous == "start" else "a system turn may only come first."
-    if previous in ("start", "system"):
+    if role == "developer":
+        first = previous in ("start", "system")
+        return "" if first else "a developer turn may only come first, or after the system's."
+    if previous in ("start", *SYSTEM_ROLES):
         return "" if role == "user" else f"the first turn must be the user's, not the {role}'s."
     if role == "tool":
         return "" if previous != "user" else "a tool turn must follow an assistant turn."

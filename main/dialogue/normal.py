@@ -4,11 +4,11 @@ Arguments of a call as an object or as JSON text, thoughts as a key or as <think
 keys that are null: templates see what they expect, however the row says it.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from main.dialogue.links import arguments_of, in_order_of_calls
 from main.vision.media import VISUAL_TYPES
 
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -24,9 +24,10 @@ def normal(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     A message has a role and, where they say something, `content` (text, or parts without null
     keys), `reasoning_content` with `around` (what stands before and after it in the content),
-    `tool_calls` (`function.arguments` an object wherever it is one), `name` and ids.
+    `tool_calls` (`function.arguments` an object), `name` and ids. Results of parallel calls
+    come in the order of the calls.
     """
-    return [_normal(message) for message in messages]
+    return in_order_of_calls([_normal(message) for message in messages])
 
 
 def _normal(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,23 +75,10 @@ def _split(content: Any) -> tuple[Any, str, tuple[str, str]]:
 
 def _call(given: Mapping[str, Any]) -> dict[str, Any]:
     function = given.get("function") or {k: given[k] for k in ("name", "arguments") if k in given}
-    function = {**function, "arguments": _arguments(function.get("arguments"))}
+    function = {**function, "arguments": arguments_of(function)}
     call = {"type": "function", **{k: v for k, v in given.items() if v is not None}}
     call = {k: v for k, v in call.items() if k not in ("name", "arguments")}
     return {**call, "function": function}
-
-
-def _arguments(given: Any) -> Any:
-    """An object where the arguments are one, also one written as JSON."""
-    if given is None or given == "":
-        return {}
-    if not isinstance(given, str):
-        return given
-    try:
-        read = json.loads(given)
-    except (ValueError, RecursionError):
-        return given
-    return read if isinstance(read, dict) else given
 
 
 def texts_of(content: Any) -> list[str]:

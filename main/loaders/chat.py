@@ -88,7 +88,7 @@ def question(row: Row) -> Question | list[str]:
 
 FORMAT = Format(
     "chat",
-    4,
+    5,
     COLUMNS,
     validate,
     encode,

@@ -102,7 +102,7 @@ def _prompt_ids(
 
 FORMAT = Format(
     "grpo",
-    2,
+    3,
     {
         "prompt_ids": ["int32"],
         "prompt": "string",

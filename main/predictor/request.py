@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from main.dialogue.accounts import Dialogue
+from main.dialogue.links import call_problems, link_problems
+from main.dialogue.messages import key_problems
 from main.dialogue.prompts import Prompts, render
 from main.errors import ConfigError
 from main.loaders.strict_json import half_character
@@ -67,7 +69,10 @@ def build_dialogues(
     histories = _histories(query, history)
     dialogues = []
     for i, (one, past) in enumerate(zip(queries, histories, strict=True)):
-        dialogue = [*past, *_turns(one, f"query[{i}]" if isinstance(query, list) else "query")]
+        where = f"query[{i}]" if isinstance(query, list) else "query"
+        dialogue = [*past, *_turns(one, where)]
+        for number, problem in link_problems(dialogue):
+            raise ConfigError(f"{where}: message {number} of the dialogue: {problem}")
         if system_prompt is not None and dialogue[0]["role"] != "system":
             dialogue.insert(0, {"role": "system", "content": system_prompt})
         dialogues.append(dialogue)
@@ -175,6 +180,8 @@ def _message(given: Any, where: str) -> Message:
         problem = _part_problem(part)
         if problem:
             raise ConfigError(f"{where} content[{i}] {problem}")
+    for problem in [*key_problems(given), *call_problems(given)]:
+        raise ConfigError(f"{where} {problem}")
     _refuse_half_characters(given, where)
     return dict(given)  # type: ignore[return-value]
 

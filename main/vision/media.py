@@ -70,17 +70,18 @@ def template_message(message: Mapping[str, Any]) -> dict[str, Any]:
 def part_problem(part: Mapping[str, Any]) -> str:
     """What is wrong with a text, image or video part, as a sentence; '' when nothing is."""
     kind = part["type"]
-    if kind == "text":
-        found = part.get("text")
-        return "" if isinstance(found, str) else f"'text' must be a string; found {found!r}."
-    if kind not in VISUAL_TYPES:
+    if kind != "text" and kind not in VISUAL_TYPES:
         return ""
-    known = ("type", kind, *SIZE_KEYS, *(["fps"] if kind == "video" else []))
-    unknown = [key for key in part if key not in known and part[key] is not None]
+    sizes = SIZE_KEYS if kind != "text" else ()
+    known = ("type", kind, *sizes, *(["fps"] if kind == "video" else []))
+    unknown = [key for key in part if key not in known and part[key] not in (None, [], {})]
     if unknown:
         return f"has the unknown key '{unknown[0]}'; allowed: {', '.join(known)}." + nearest(
             unknown[0], known
         )
+    if kind == "text":
+        found = part.get("text")
+        return "" if isinstance(found, str) else f"'text' must be a string; found {found!r}."
     return _source_problem(part.get(kind), kind) or _size_problem(part)
 
 
