@@ -175,3 +175,18 @@ def test_images_need_a_processor_and_text_parts_are_joined(small_model_path):
         build_prompts(tokenizer, [{"role": "user", "content": [image, text]}])
     parts = build_prompts(tokenizer, {"role": "user", "content": [text]})
     assert parts == build_prompts(tokenizer, "Who is she?")
+
+
+def test_a_shape_of_dialogue_is_looked_into_once_whatever_it_says(small_model_path, monkeypatch):
+    tokenizer = load_tokenizer(small_model_path)
+    applied, original = [], tokenizer.apply_chat_template
+
+    def counting(*arguments, **options):
+        applied.append(arguments)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", counting)
+    build_prompts(tokenizer, "What is it?", PAST)
+    first = len(applied)
+    prompts = build_prompts(tokenizer, "And that?", PAST)
+    assert len(applied) == first + 1 and "And that?" in prompts.texts[0]

@@ -67,11 +67,11 @@ class _Shape(NamedTuple):
 
 
 class Accountant:
-    """Accounts of the dialogues of one template."""
+    """Accounts of the dialogues of one template; what a shape of them tells is kept with it."""
 
     def __init__(self, renderer: Renderer):
         self.renderer = renderer
-        self._shapes: dict[str, _Shape | None] = {}
+        self._shapes: dict[str, _Shape | None] = renderer.shapes
 
     def account(self, dialogue: Dialogue, asks: bool = False) -> Account:
         """The dialogue as the template writes it.

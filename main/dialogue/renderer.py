@@ -74,6 +74,7 @@ class Renderer:
         self.tokenizer, self.vision, self.today = tokenizer, vision, today
         self.variables = dict(variables or {})
         self.sources = _sources(tokenizer)
+        self.shapes: dict[str, Any] = {}  # main/dialogue/accounts.py keeps them
         self._spelling: Spelling | None = None
 
     def render(
