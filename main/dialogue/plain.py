@@ -18,6 +18,8 @@ class PlainText:
         ModelError: a slow tokenizer.
     """
 
+    date_written = ""  # as of a chat template
+
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", encoder: TextEncoder | None = None):
         self.tokenizer = tokenizer
         self.encoder = encoder or TextEncoder(tokenizer)

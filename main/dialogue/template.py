@@ -4,6 +4,7 @@ What is trained is what inference produces: the ids before every trained turn ar
 `encode_prompt` gives for the dialogue up to there.
 """
 
+import datetime
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ class ChatTemplate:
         tokenizer: a fast tokenizer with a chat template.
         vision: of a model that takes images; without it a dialogue with images is refused.
         train_turns: of a dialogue, every turn of the assistant's or the last one alone.
+        today: the date for a template that writes one; None = that of this moment, kept.
         template_kwargs: variables of the template, e.g. enable_thinking=False.
 
     Raises:
@@ -50,6 +52,7 @@ class ChatTemplate:
         tokenizer: "PreTrainedTokenizerBase",
         vision: VisionProcessor | None = None,
         train_turns: TrainTurns = "all",
+        today: datetime.date | None = None,
         **template_kwargs: Any,
     ):
         if not tokenizer.chat_template:
@@ -60,9 +63,10 @@ class ChatTemplate:
             )
         self.tokenizer, self.vision, self.train_turns = tokenizer, vision, train_turns
         self.template_kwargs = template_kwargs
-        self.renderer = Renderer(tokenizer, vision, template_kwargs)
+        self.renderer = Renderer(tokenizer, vision, template_kwargs, today or datetime.date.today())
         self.plain = PlainText(tokenizer, self.renderer.encoder)
         self.renderer.refuse_unread(template_kwargs)
+        self.frame = self.renderer.frame  # a template whose turns cannot be found ends here
         self.accountant = Accountant(self.renderer)
         spans = self.encode(probe_dialogue()).turns
         if len(spans) != 2 or any(begin == end for begin, end in spans):
@@ -143,6 +147,11 @@ class ChatTemplate:
             return ""
         return control_problem(messages, tools, self.renderer.control)
 
+    @property
+    def date_written(self) -> str:
+        """The date that the template writes into a dialogue; '' if it writes none."""
+        return self.renderer.date_written
+
     def fingerprint(self) -> str:
         """Changes with everything that changes the ids of a dialogue."""
         digest = hashlib.sha256(f"{VERSION} {self.plain.fingerprint()}".encode())
@@ -152,7 +161,7 @@ class ChatTemplate:
         settings = [special, self.template_kwargs, self.train_turns]
         kwargs = json.dumps(settings, sort_keys=True, default=repr)
         digest.update(kwargs.encode())
-        digest.update(self.renderer.date_written.encode())
+        digest.update(self.date_written.encode())
         digest.update(self.vision.fingerprint().encode() if self.vision else b"")
         return digest.hexdigest()
 

@@ -1,5 +1,6 @@
 """Names -> things: data sets by the name in present.json, row formats by `loader_name`."""
 
+import datetime
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,13 +81,14 @@ def get_template(
     loader_name: str,
     vision: VisionProcessor | None = None,
     train_turns: TrainTurns = "all",
+    today: datetime.date | None = None,
     **template_kwargs: Any,
 ) -> ChatTemplate | PlainText:
     """What turns rows of this loader into ids.
 
     Args:
         vision: of a model that takes images.
-        train_turns: see `ChatTemplate`.
+        train_turns, today: see `ChatTemplate`.
         template_kwargs: variables of the chat template.
 
     Raises:
@@ -95,7 +97,7 @@ def get_template(
     """
     kind = get_loader(loader_name).template
     if kind == "chat" or (kind == "either" and tokenizer.chat_template):
-        return ChatTemplate(tokenizer, vision, train_turns, **template_kwargs)
+        return ChatTemplate(tokenizer, vision, train_turns, today, **template_kwargs)
     if template_kwargs:
         raise ConfigError(
             f"loader_name='{loader_name}' uses no chat template, so it cannot take "

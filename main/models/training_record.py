@@ -27,7 +27,8 @@ class TrainingRecord:
     library: version that trained it; method: e.g. 'lora.Trainer'.
     base, base_digest: the base model's folder or name, and `model_digest` of it.
     loader: the row format; plain_text: whether rows were trained without a chat template.
-    template_digest: of the chat template; template_kwargs: the variables that it was given.
+    template_digest: of the chat template; template_kwargs: the variables that it was given;
+    template_date: what it wrote for today's date, '' if it writes none.
     data: split -> digest of its file.
     setup, call: arguments of constructor and call.
     """
@@ -40,6 +41,7 @@ class TrainingRecord:
     plain_text: bool = False
     template_digest: str = ""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    template_date: str = ""
     data: dict[str, str] = field(default_factory=dict)
     setup: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """What the four trainers accept: the constructor says what to train, the call says how."""
 
+import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,8 @@ class SetupOptions(LoraOptions, Options):
     gradient_checkpointing: compute activations again in the backward pass: less memory, more time.
     output_dir: where those three folders are made.
     template_kwargs: handed to the chat template, e.g. {"enable_thinking": False}.
+    template_date: what a template that writes a date takes for today's, as "2026-12-31"; None = as
+        in the task's last checkpoint, or today. Predictors ask with the day's own date.
     """
 
     from_pretrained: str | Path
@@ -66,12 +69,15 @@ class SetupOptions(LoraOptions, Options):
     gradient_checkpointing: bool = False
     output_dir: str | Path = "."
     template_kwargs: dict = field(default_factory=dict)
+    template_date: str | None = None
 
     def problems(self) -> list[str]:
         found = super().problems()
         found += below(self, {"max_length": 1, "batch_size": 1, "batch_size_eval": 1})
         if not 0 <= self.seed < 2**31:
             found.append(f"seed={self.seed} must be from 0 to {2**31 - 1}.")
+        if self.template_date is not None and not _is_date(self.template_date):
+            found.append(f"template_date={self.template_date!r} must be a date as '2026-12-31'.")
         parts = Path(self.task_name).parts
         if not parts or ".." in parts or Path(self.task_name).is_absolute():
             found.append(
@@ -79,6 +85,13 @@ class SetupOptions(LoraOptions, Options):
                 "a relative name without '..'."
             )
         return found
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 # Arguments of the call that act on evaluations.

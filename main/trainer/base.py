@@ -46,6 +46,7 @@ from main.trainer.arguments import (
     LoopOptions,
     SetupOptions,
 )
+from main.trainer.dates import date_of
 from main.trainer.fitting import row_limit, vocabulary_problems
 from main.trainer.loop.home import Home
 from main.trainer.loop.identity import options_of
@@ -119,6 +120,7 @@ class BaseTrainer:
             setup.loader_name,
             self.vision,
             getattr(setup, "train_turns", "all"),
+            date_of(setup),
             **setup.template_kwargs,
         )
         self.data_digests = {split: file_digest(path) for split, path in files.items()}
@@ -287,6 +289,7 @@ class BaseTrainer:
             plain_text=isinstance(self.template, PlainText),
             template_digest=template_digest(self.tokenizer),
             template_kwargs=plain(self.setup.template_kwargs),
+            template_date=self.template.date_written,
             data=self.data_digests,
             setup=arguments_of(self.setup),
             call=arguments_of(options) if options else {},
