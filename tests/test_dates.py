@@ -52,12 +52,12 @@ def test_a_run_that_is_resumed_on_another_day_is_the_same_run(tiny_model_path, m
     assert [r.epoch for r in four_trainers.run(again, method, **resume)] == [2]
     other = make_trainer(tiny_model_path, method, template_date="2020-03-01")
     assert all("01 Mar 2020" in text for text in texts(other))
-    with pytest.raises(CheckpointError, match="rows: .* then, .* now"):
+    with pytest.raises(CheckpointError, match=r"rows: .* then, .* now"):
         next(four_trainers.run(other, method, **(resume | {"num_epochs": 3})))
 
 
 def test_what_is_no_date_is_refused(tiny_model_path):
     four_trainers.write_data(Path(), train=2, dev=2)
     for text in ("29.2.2020", "2021-02-29", "20200229"):
-        with pytest.raises(ConfigError, match="template_date=.* must be a date as '2026-12-31'"):
+        with pytest.raises(ConfigError, match=r"template_date=.* must be a date as '2026-12-31'"):
             make_trainer(tiny_model_path, template_date=text)
