@@ -26,6 +26,12 @@ IDS = torch.arange(1, 21).reshape(2, 10)
 MASK = torch.arange(10).expand(2, 10) > 3
 
 
+@pytest.fixture(autouse=True)
+def own_notes(monkeypatch, tmp_path):
+    """What is found here is measured here."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+
+
 class TunedConfig(LlamaConfig):
     model_type = "tuned-for-this-test"
 
@@ -150,3 +156,36 @@ def test_a_model_that_no_copy_can_stand_for_is_measured_itself(monkeypatch):
         assert LogprobModel(tuned).own_logits
     finally:
         probe._KNOWN.clear()
+
+
+def test_what_was_found_is_kept_for_later_processes_of_the_same_libraries(monkeypatch, tmp_path):
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    measured = []
+    measure = probe._measure
+    monkeypatch.setattr(probe, "_measure", lambda *a: measured.append(1) or measure(*a))
+
+    def as_another_process(config: LlamaConfig | None = None):
+        probe._KNOWN.clear()
+        return LogprobModel(model if config is None else LlamaForCausalLM(config)).own_logits
+
+    assert [as_another_process() for _ in range(3)] == [False] * 3 and len(measured) == 1
+    (note,) = tmp_path.rglob("probes/*.json")
+    note.write_text("true")
+    assert as_another_process() and len(measured) == 1
+    note.write_text("tr")  # damaged: measured again
+    assert not as_another_process() and len(measured) == 2
+    as_another_process(LlamaConfig(**TINY | {"rope_theta": 5e5}))
+    monkeypatch.setattr("transformers.__version__", "another")
+    as_another_process()
+    assert len(measured) == 4
+
+    made_up = TunedForCausalLM(TunedConfig(**TINY))  # code that is nobody's release
+    for count in (5, 6):
+        probe._KNOWN.clear()
+        assert LogprobModel(made_up).own_logits and len(measured) == count
+
+
+def test_a_disk_that_refuses_the_note_costs_nothing(monkeypatch, tmp_path):
+    (tmp_path / "main").write_text("a file where the folder should be")
+    probe._KNOWN.clear()
+    assert not LogprobModel(LlamaForCausalLM(LlamaConfig(**TINY))).own_logits

@@ -11,16 +11,22 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
+from main.errors import MainError
+from main.loaders.cache import cache_folder
+from main.system.disk import appearing
+
 log = logging.getLogger(__name__)
 
 Score = Callable[[Any, Tensor, Tensor], Tensor]  # (causal model, ids, loss mask) -> log-probs (N,)
 
+VERSION = 1  # raised when the same model may be found otherwise
 TOLERANCE = 1e-4  # nats in float32
 SPREAD = 8.0  # of a copy's logits: beyond what a cap or a multiplier hides
 LARGEST = 100_000_000  # parameters of a copy that is still made
@@ -45,6 +51,8 @@ _KNOWN: dict[str, bool] = {}
 def has_own_logits(model: Any, score: Score) -> bool:
     """Whether only the model itself can say its logits; measured once for a configuration.
 
+    Of a class of transformers' own, what was found is kept on the disk for later processes.
+
     Args:
         model: a causal language model of transformers; its weights are not looked at.
         score: log-probabilities from hidden states.
@@ -54,7 +62,11 @@ def has_own_logits(model: Any, score: Score) -> bool:
         return False
     key = _key(model, config)
     if key not in _KNOWN:
-        _KNOWN[key] = own = _measure(model, config, score)
+        keeps = type(model).__module__.startswith("transformers.")
+        found = _kept(key) if keeps else None
+        _KNOWN[key] = own = _measure(model, config, score) if found is None else found
+        if keeps and found is None:
+            _keep(key, own)
         if own:
             log.warning(
                 "%s computes its logits in a way of its own: log-probabilities are taken from "
@@ -68,8 +80,32 @@ def _key(model: Any, config: Any) -> str:
     """The class, what the configuration says, and the libraries that compute."""
     said = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
     text = json.dumps(said, sort_keys=True, default=str)
-    parts = (type(model).__module__, type(model).__name__, text, transformers.__version__)
-    return hashlib.sha256("\n".join([*parts, torch.__version__]).encode()).hexdigest()
+    versions = [str(VERSION), transformers.__version__, torch.__version__]
+    parts = [type(model).__module__, type(model).__name__, text, *versions]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _kept(key: str) -> bool | None:
+    """What an earlier process found; None where there is no such note."""
+    try:
+        noted = json.loads(_note(key).read_text(encoding="utf-8"))
+    except (OSError, ValueError, MainError):
+        return None
+    return noted if isinstance(noted, bool) else None
+
+
+def _keep(key: str, own: bool) -> None:
+    """A disk that refuses it costs the next process a second, and this one nothing."""
+    try:
+        _note(key).parent.mkdir(exist_ok=True)
+        with appearing(_note(key)) as temporary:
+            temporary.write_text(json.dumps(own), encoding="utf-8")
+    except (OSError, MainError) as error:
+        log.debug("what the probe found is not kept: %s", error)
+
+
+def _note(key: str) -> Path:
+    return cache_folder() / "probes" / f"{key[:32]}.json"
 
 
 def _measure(model: Any, config: Any, score: Score) -> bool:
