@@ -327,7 +327,7 @@ def check_padding(folder: Path, method: str) -> Figures:
     found: Figures = {}
     for dtype in ("float32", "bfloat16"):
         trainer = make_trainer(method, folder, dtype=dtype)
-        batch = trainer.collate([trainer.train_data[i] for i in range(8)])
+        batch = trainer.task().collate([trainer.train_data[i] for i in range(8)])
         tensors = {
             name: value.to(device_name()) if hasattr(value, "to") else value
             for name, value in batch.tensors.items()

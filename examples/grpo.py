@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--vllm_mode", choices=["server", "colocate"], default="server")
     parser.add_argument("--resume", help="a checkpoint directory, or 'auto'")
     arguments = parser.parse_args()
+    vllm = {"use_vllm": True, "vllm_mode": arguments.vllm_mode} if arguments.use_vllm else {}
     trainer = Trainer(
         from_pretrained=arguments.model,
         resume_path=arguments.adapter,
@@ -38,9 +39,8 @@ def main() -> None:
         max_completion_length=32,
         num_train_epochs=arguments.epochs,
         lr=arguments.lr,
-        use_vllm=arguments.use_vllm,
-        vllm_mode=arguments.vllm_mode,
         resume_from_checkpoint=arguments.resume,
+        **vllm,
     ):
         print(result)
 
