@@ -230,3 +230,9 @@ def test_importing_metrics_loads_no_torch_and_jieba_stays_quiet():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_half_a_surrogate_pair_is_named(tokenizer):
+    for references, generated in ((["a", "\ud83d"], "a"), (["a"], "a\ud83d")):
+        with pytest.raises(DataError, match=r"has .\\ud83d. in it: half a surrogate pair"):
+            evaluate_all_metrics(tokenizer, references, generated)

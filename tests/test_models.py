@@ -257,3 +257,19 @@ def test_the_real_small_model_and_its_tokenizer_load(small_model_path, tmp_path)
     assert tokenizer.is_fast
     ends = stop_token_ids(GenerationConfig(eos_token_id=2), tokenizer)
     assert ends == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "device='gpu' is no device's name"),
+        ("tpu:0", "device='tpu:0' is no device's name"),
+        ("cuda:99", "device='cuda:99'(:| is not on this machine)"),
+        ("mtia", "device='mtia' is not on this machine; here are"),
+        ("cpu:3", "device='cpu:3': this machine has 1 of that kind"),
+        (3.5, "device=3.5 is no device's name"),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused_by_name(tiny_model_path, device, message):
+    with pytest.raises(ConfigError, match=message):
+        load_model(tiny_model_path, device=device)

@@ -190,3 +190,14 @@ def test_a_shape_of_dialogue_is_looked_into_once_whatever_it_says(small_model_pa
     first = len(applied)
     prompts = build_prompts(tokenizer, "And that?", PAST)
     assert len(applied) == first + 1 and "And that?" in prompts.texts[0]
+
+
+@pytest.mark.parametrize("name", ["", "qwen3", "llama3_2"])
+def test_a_query_of_nothing_is_a_turn_of_nothing(small_model_path, name):
+    tokenizer = with_template(small_model_path, name) if name else load_tokenizer(small_model_path)
+    for query in ("", " ", user([{"type": "text", "text": ""}])):
+        (text,) = build_prompts(tokenizer, query).texts
+        turns = [user(" " if query == " " else "")]
+        assert text == tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )

@@ -62,6 +62,8 @@ def match(
         text: the dialogue itself as rendered.
         texts: its strings.
     """
+    if not marks:  # blank contents alone
+        return [] if text == skeleton else None
     found: list[Piece] = []
     position = at = 0
     stops = [*(mark.start for mark in marks[1:]), len(skeleton)]

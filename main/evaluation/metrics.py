@@ -9,6 +9,7 @@ from prettytable import PrettyTable
 from main.errors import DataError
 from main.evaluation.guide import GuideScorer
 from main.evaluation.standard import standard_scores
+from main.loaders.strict_json import half_character
 
 logger = logging.getLogger("main.evaluation")
 
@@ -154,4 +155,6 @@ def _checked_references(index: int, entry: Any) -> list[str]:
 def _checked_text(name: str, text: Any) -> str:
     if not isinstance(text, str):
         raise DataError(f"{name} is {text!r}, and must be a str, not {type(text).__name__}.")
+    if half := half_character(text):
+        raise DataError(f"{name} has {half} in it: half a surrogate pair, which is no character.")
     return text

@@ -135,6 +135,30 @@ def _check_placement(device: Any, device_map: Any, quantization: str | None) -> 
         raise ConfigError("device and device_map exclude each other: give one of them.")
     if quantization not in (None, "4bit", "8bit"):
         raise ConfigError(f"quantization={quantization!r} must be '4bit', '8bit' or None.")
+    if device is not None:
+        _check_device(device)
+
+
+def _check_device(given: Any) -> None:
+    import torch
+
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device={given!r} is no device's name. Give 'cpu', or an accelerator's such as "
+            "'cuda' or 'cuda:1'."
+        ) from error
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = {
+        "cpu",
+        *([accelerator.type] if accelerator and torch.accelerator.is_available() else []),
+    }
+    if device.type not in kinds:
+        raise ConfigError(f"device={given!r} is not on this machine; here are {sorted(kinds)}.")
+    count = 1 if device.type == "cpu" else torch.accelerator.device_count()
+    if device.index is not None and device.index >= count:
+        raise ConfigError(f"device={given!r}: this machine has {count} of that kind, from 0.")
 
 
 def _resolve_dtype(dtype: "str | torch.dtype", config: Any, device: Any) -> "torch.dtype":
