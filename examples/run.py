@@ -33,8 +33,10 @@ def main() -> None:
     parser.add_argument("--adapter", help="an adapter directory to start from")
     parser.add_argument("--data", default="ticket_en_grpo", help="a name in data/present.json")
     arguments = parser.parse_args()
+    vllm = {}
     if arguments.vllm_device is not None:
         check_devices(arguments.vllm_device)
+        vllm = {"use_vllm": True, "vllm_server_base_url": arguments.vllm_url}
     trainer = Trainer(
         from_pretrained=arguments.model,
         resume_path=arguments.adapter,
@@ -53,12 +55,11 @@ def main() -> None:
         per_device_train_batch_size=8,
         num_generations=4,
         num_train_epochs=1,
-        use_vllm=arguments.vllm_device is not None,
-        vllm_server_base_url=arguments.vllm_url,
         save_strategy="epoch",
         eval_strategy="epoch",
         logging_strategy="epoch",
         report_to=["tensorboard"],
+        **vllm,
     ):
         print(result)
 
