@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import four_trainers
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,6 +138,33 @@ def test_the_templates_variables_of_the_training_are_those_of_prediction(tiny_mo
     with caplog.at_level(logging.WARNING, logger="main"):
         assert text(mood="wild").startswith("MOOD wild")
     assert "mood='wild', and the adapter was trained with 'calm'" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["lora", "dpo", "grpo", "ppo"])
+def test_the_record_says_what_the_policy_was_held_against(tiny_model_path, method, capsys):
+    four_trainers.write_data(Path(), train=4, dev=2)
+    options = {"num_epochs": 1, "save_strategy": "epoch", "eval_strategy": "no"}
+
+    def reference(**changes) -> str:
+        given = changes.pop("options", {})
+        trainer = four_trainers.make_trainer(method, tiny_model_path, **changes)
+        (result,) = four_trainers.run(trainer, method, **options, **given)
+        record = read_record(result.checkpoint)
+        assert record is not None
+        if record.reference:
+            assert describe_command([str(result.checkpoint)]) == 0
+            assert f"reference: {record.reference}" in capsys.readouterr().out
+        return record.reference
+
+    kept = four_trainers.make_trainer(method, tiny_model_path)
+    kept.save(Path("start"))
+    start = {"actor_resume_path" if method == "ppo" else "resume_path": "start"}
+    expected = ("", "") if method == "lora" else ("the base", "the adapter as training began")
+    assert (reference(), reference(**start, task_name="second")) == expected
+    if method == "grpo":
+        moving = {"sync_ref_model": True, "ref_model_sync_steps": 1}
+        assert "sync_ref_model" in reference(options=moving, task_name="third")
+        assert reference(options={"beta": 0.0}, task_name="fourth") == ""
 
 
 def test_a_damaged_record_is_told_and_blocks_nothing(tiny_model_path, caplog):

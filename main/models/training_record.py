@@ -30,6 +30,7 @@ class TrainingRecord:
     template_digest: of the chat template; template_kwargs: the variables that it was given;
     template_date: what it wrote for today's date, '' if it writes none.
     data: split -> digest of its file.
+    reference: what the policy was held against, in words; '' for methods without one.
     setup, call: arguments of constructor and call.
     """
 
@@ -43,6 +44,7 @@ class TrainingRecord:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     template_date: str = ""
     data: dict[str, str] = field(default_factory=dict)
+    reference: str = ""
     setup: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
 

@@ -55,6 +55,7 @@ from main.trainer.loop.run import Loop
 from main.trainer.loop.task import Task
 from main.trainer.placement import layout, tensor_parallel
 from main.trainer.policy.logprobs import LogprobModel
+from main.trainer.policy.reference import Reference
 from main.types import EpochResult
 from main.vision import load_vision
 
@@ -269,16 +270,18 @@ class BaseTrainer:
         """Whether the adapter, as it was made here, changes nothing yet."""
         return self.setup.resume_path is None and starts_as_base(self.setup)
 
-    def save(self, directory: Path, options: LoopOptions | None = None) -> None:
+    def save(
+        self, directory: Path, options: LoopOptions | None = None, reference: str = ""
+    ) -> None:
         """Write adapter and tokenizer as they are, for predictors, peft and vLLM.
 
-        `options`: of the call that trained it, for `training.json`.
+        `options` of the call that trained it and its `reference` go into `training.json`.
         """
         save_adapter(self.policy, directory)
         self.tokenizer.save_pretrained(str(directory))
-        write_record(directory, self._record(options))
+        write_record(directory, self._record(options, reference))
 
-    def _record(self, options: LoopOptions | None) -> TrainingRecord:
+    def _record(self, options: LoopOptions | None, reference: str) -> TrainingRecord:
         """How the adapter is trained, for `training.json`."""
         return TrainingRecord(
             library=__version__,
@@ -291,6 +294,7 @@ class BaseTrainer:
             template_kwargs=plain(self.setup.template_kwargs),
             template_date=self.template.date_written,
             data=self.data_digests,
+            reference=reference,
             setup=arguments_of(self.setup),
             call=arguments_of(options) if options else {},
         )
@@ -314,7 +318,13 @@ class BaseTask(Task):
         self.batch_size_eval = self.setup.batch_size_eval or self.batch_size
 
     def save(self, directory: Path) -> None:
-        self.trainer.save(directory, self.options)
+        reference = self.held_against
+        self.trainer.save(directory, self.options, reference.said if reference else "")
+
+    @property
+    def held_against(self) -> Reference | None:
+        """The policy whose log-probabilities the loss or the reward reads, where there is one."""
+        return None
 
     def identity(self) -> dict[str, Any]:
         return {

@@ -105,6 +105,10 @@ class PreferenceTask(BaseTask):
 
     # -- the reference, once
 
+    @property
+    def held_against(self) -> Reference | None:
+        return self.reference if self.options.needs_reference else None
+
     def open(self, run: Run) -> None:
         super().open(run)
         self.eval_kl: float | None = None  # of the evaluation under way

@@ -121,6 +121,10 @@ class GRPOTask(OnlineTask):
         self.reference = self._starting_reference(trainer)
         self.synced = 0  # times that the reference could have followed
 
+    @property
+    def held_against(self) -> Reference | None:
+        return self.reference
+
     def _starting_reference(self, trainer: Trainer) -> Reference | None:
         if not self.options.beta:
             return None

@@ -55,6 +55,11 @@ class Reference:
         return cls(policy, not tensors, RESTORED, tensors)
 
     @property
+    def said(self) -> str:
+        """What it is, for people."""
+        return "the base" if self.starts_as_base else "the adapter as training began"
+
+    @property
     def tensors(self) -> dict[str, Tensor]:
         """The copy's weights on the CPU, by their names in a file; none of the base."""
         return self._kept
@@ -94,6 +99,10 @@ class MovingReference(Reference):
             if of_an_adapter(self.policy, key, MOVING):
                 trained = self.policy.get_parameter(_renamed(key, MOVING, ADAPTER))
                 parameter.lerp_(trained.to(parameter.dtype), share)
+
+    @property
+    def said(self) -> str:
+        return "the policy of some steps before (sync_ref_model)"
 
     @property
     def tensors(self) -> dict[str, Tensor]:

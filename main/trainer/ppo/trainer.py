@@ -165,6 +165,10 @@ class PPOTask(OnlineTask):
         seeds = self.seeds(prompts, step)
         return [gold_sample(p, s, self.stop_ids) for p, s in zip(prompts, seeds, strict=True)]
 
+    @property
+    def held_against(self) -> Reference | None:
+        return self.reference
+
     def _estimate(self, samples: list[Sample]) -> None:
         """Old log-probs and values by the policy as it is, and the reference's log-probs."""
         model, temperature = self.actor_critic, self.options.temperature
