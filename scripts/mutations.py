@@ -78,7 +78,7 @@ CHANGES = [
         "rotation through links",
         "if named and path.is_dir() and not path.is_symlink():",
         "if named and path.is_dir():",
-        "test_checkpoints.py::test_what_is_not_ours_stays_and_stops_nothing",
+        "test_checkpoints.py::test_a_link_is_neither_gone_on_from_nor_followed_where_it_is_in_the_way",
     ),
     Change(
         "a copy under the name of another step taken for a checkpoint",

@@ -83,6 +83,22 @@ def test_what_is_not_ours_stays_and_stops_nothing(tmp_path):
     assert (elsewhere / "trainer_state/weights.pt").is_file()
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_link_is_neither_gone_on_from_nor_followed_where_it_is_in_the_way(
+    tmp_path, caplog, broken
+):
+    first = task().start(tmp_path, **OPTIONS)
+    next(first)
+    first.close()
+    root, elsewhere = tmp_path / "save_model/tiny", tmp_path / "elsewhere"
+    shutil.move(root / "Llama_3", elsewhere)
+    (root / "Llama_3").symlink_to(tmp_path / "gone" if broken else elsewhere)
+    _, results = train(tmp_path, resume_from_checkpoint="auto", save_total_limit=2)
+    assert [result.epoch for result in results] == [1, 2, 3] and "starting afresh" in caplog.text
+    assert checkpoints(tmp_path) == {"Llama_6", "Llama_9"}
+    assert (elsewhere / "trainer_state/weights.pt").is_file()
+
+
 def test_rotation_goes_by_step_whatever_the_clock_and_the_files_say(tmp_path):
     run = task().start(tmp_path, **OPTIONS, save_total_limit=2)
     for _ in range(2):

@@ -1,7 +1,9 @@
 """Folders that stand under their name only when they are complete."""
 
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from main.errors import MainError
@@ -11,7 +13,8 @@ from main.system.disk import disk_error, flush
 def write_directory(final: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary sibling, flush it to disk, then give it its name.
 
-    Whatever fails, a directory that stood under the name before still stands.
+    Whatever fails, a directory that stood under the name before still stands. Of a link the name
+    alone is taken; what it leads to is left as it is.
 
     Raises:
         DiskError: the disk is full or not writable; nothing half-written is left.
@@ -24,19 +27,20 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
         temporary.mkdir()
         write(temporary)
         _flush_all(temporary)
-        if final.exists():
+        if os.path.lexists(final):
             remove(aside)
             final.rename(aside)
         temporary.rename(final)
         flush(final.parent)
     except Exception as error:  # writers in Rust and C++ raise classes of their own
-        if aside.exists() and not final.exists():
+        if os.path.lexists(aside) and not os.path.lexists(final):
             aside.rename(final)
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, MainError):
             raise
         raise disk_error(final, error) from error
-    shutil.rmtree(aside, ignore_errors=True)  # the new one stands, whatever becomes of the old
+    with suppress(OSError):  # the new one stands, whatever becomes of the old
+        remove(aside)
 
 
 def hidden(path: Path, kind: str) -> Path:
@@ -45,8 +49,10 @@ def hidden(path: Path, kind: str) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete a directory if it is there."""
-    if path.exists():
+    """Delete a directory if it is there, and of a link the link."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
         shutil.rmtree(path)
 
 
