@@ -1,6 +1,7 @@
 """The predictor on tiny random models (mechanics) and on the real small one (texts)."""
 
 import gc
+import inspect
 import json
 import threading
 from typing import Any
@@ -11,8 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from main.errors import ConfigError, GenerationError, MissingFileError
 from main.models import LoraOptions, add_adapter, load_model, load_tokenizer, save_adapter
-from main.predictor import decode as decoding
-from main.predictor.decode import Decoding, batches, like_lengths
+from main.predictor.decoding import Decoding, batches, like_lengths
 from main.predictor.hf import Predictor
 from main.predictor.llm import Predictor as GuidePredictor
 
@@ -317,7 +317,7 @@ def out_of_memory_above(model, monkeypatch, most_rows, at_step=0):
         return forward(*args, input_ids=input_ids, **kwargs)
 
     # the real signature, which decides whether logits_to_keep is passed
-    signature = decoding.inspect.signature(forward)
+    signature = inspect.signature(forward)
     limited.__signature__ = signature  # type: ignore[attr-defined]
     monkeypatch.setattr(model, "forward", limited)
     return sizes

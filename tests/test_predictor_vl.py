@@ -13,7 +13,7 @@ from vision_checkpoints import FAMILIES, QWEN, picture, question, saved, write_r
 from main.errors import ConfigError, DataError, GenerationError, MissingExtraError, MissingFileError
 from main.evaluation.items import read_items
 from main.models import context_length, family, load_config, load_model
-from main.predictor import decode as decoding
+from main.predictor import states
 
 # Unlike sizes, several images, none, a turned photo: prompts of unlike lengths in one batch.
 QUERIES = [
@@ -118,7 +118,7 @@ def test_a_video_is_its_frames_in_order(name, vision_models):
 def test_a_batch_halved_for_want_of_memory_answers_the_same(name, vision_models, monkeypatch):
     predictor = vision_models.predictor(name)
     expected = predictor(QUERIES, max_new_tokens=TOKENS)
-    step, calls = decoding._State.step, []
+    step, calls = states.State.step, []
 
     def failing(self, rows):
         calls.append(len(rows))
@@ -126,7 +126,7 @@ def test_a_batch_halved_for_want_of_memory_answers_the_same(name, vision_models,
             raise torch.OutOfMemoryError("full")
         return step(self, rows)
 
-    monkeypatch.setattr(decoding._State, "step", failing)
+    monkeypatch.setattr(states.State, "step", failing)
     assert predictor(QUERIES, max_new_tokens=TOKENS) == expected
     assert 5 in calls and 2 in calls
 

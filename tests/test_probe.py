@@ -11,7 +11,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from main.trainer.policy import probe
+from main.errors import ModelError
+from main.models import probe
 from main.trainer.policy.logprobs import LogprobModel
 
 TINY: dict[str, Any] = {
@@ -110,7 +111,7 @@ def test_a_family_with_logits_of_its_own_is_found_and_scored_by_them(name, caplo
     for parameter in policy.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter.data, std=0.1)
-    probe._KNOWN.clear()
+    probe.forget()
     with caplog.at_level(logging.WARNING, logger="main"):
         scorer = LogprobModel(policy)
         LogprobModel(policy)
@@ -127,12 +128,23 @@ def test_a_family_with_logits_of_its_own_is_found_and_scored_by_them(name, caplo
     torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["Bert", "BertGeneration", "Electra"])
+def test_a_model_that_looks_ahead_is_refused_and_as_a_decoder_taken(name):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 48, "vocab_size": 64}
+    config = getattr(transformers, f"{name}Config")
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+    with pytest.raises(ModelError, match=r"depends on later ones\. Set is_decoder"):
+        LogprobModel(kind(config(**sizes)))
+    LogprobModel(kind(config(**sizes, is_decoder=True)))
+
+
 def test_measuring_draws_no_random_number_and_leaves_the_model_as_it_is():
     model = LlamaForCausalLM(LlamaConfig(**TINY)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     settings = model.config.to_dict()
     state = torch.get_rng_state()
-    probe._KNOWN.clear()
+    probe.forget()
     LogprobModel(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
@@ -144,8 +156,8 @@ def test_a_model_that_no_copy_can_stand_for_is_measured_itself(monkeypatch):
     def fails(*_):
         raise ValueError("no copy")
 
-    monkeypatch.setattr(probe, "_differs", fails)
-    probe._KNOWN.clear()
+    monkeypatch.setattr(probe, "_small_model", fails)
+    probe.forget()
     try:
         torch.manual_seed(0)
         plain, tuned = (
@@ -155,22 +167,22 @@ def test_a_model_that_no_copy_can_stand_for_is_measured_itself(monkeypatch):
         assert not LogprobModel(plain).own_logits
         assert LogprobModel(tuned).own_logits
     finally:
-        probe._KNOWN.clear()
+        probe.forget()
 
 
 def test_what_was_found_is_kept_for_later_processes_of_the_same_libraries(monkeypatch, tmp_path):
     model = LlamaForCausalLM(LlamaConfig(**TINY))
     measured = []
-    measure = probe._measure
-    monkeypatch.setattr(probe, "_measure", lambda *a: measured.append(1) or measure(*a))
+    ask = probe._ask
+    monkeypatch.setattr(probe, "_ask", lambda *a: measured.append(1) or ask(*a))
 
     def as_another_process(config: LlamaConfig | None = None):
-        probe._KNOWN.clear()
+        probe.forget()
         return LogprobModel(model if config is None else LlamaForCausalLM(config)).own_logits
 
     assert [as_another_process() for _ in range(3)] == [False] * 3 and len(measured) == 1
     (note,) = tmp_path.rglob("probes/*.json")
-    note.write_text("true")
+    note.write_text('{"answer": "its own"}')
     assert as_another_process() and len(measured) == 1
     note.write_text("tr")  # damaged: measured again
     assert not as_another_process() and len(measured) == 2
@@ -181,11 +193,11 @@ def test_what_was_found_is_kept_for_later_processes_of_the_same_libraries(monkey
 
     made_up = TunedForCausalLM(TunedConfig(**TINY))  # code that is nobody's release
     for count in (5, 6):
-        probe._KNOWN.clear()
+        probe.forget()
         assert LogprobModel(made_up).own_logits and len(measured) == count
 
 
 def test_a_disk_that_refuses_the_note_costs_nothing(monkeypatch, tmp_path):
     (tmp_path / "main").write_text("a file where the folder should be")
-    probe._KNOWN.clear()
+    probe.forget()
     assert not LogprobModel(LlamaForCausalLM(LlamaConfig(**TINY))).own_logits

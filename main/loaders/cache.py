@@ -21,7 +21,8 @@ from main.loaders.files import read_rows, row_word
 from main.loaders.format import Format, Numbered
 from main.loaders.registry import get_loader
 from main.loaders.report import Report
-from main.system.disk import appearing, told
+from main.system.disk import appearing
+from main.system.folders import cache_folder
 from main.system.locks import beside, in_turn
 from main.system.processes import one_first
 from main.vision import locate_sources, locate_visuals
@@ -215,18 +216,3 @@ def _key(
     if getattr(template, "vision", None) is not None:  # relative paths of images begin there
         parts += [str(path.parent.absolute()), str(Path.cwd())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Where encoded rows are kept, and what else is made of them once.
-
-    Raises:
-        DiskError: it cannot be made.
-    """
-    if cache_dir is None:
-        from datasets import config
-
-        cache_dir = Path(config.HF_DATASETS_CACHE) / "main"
-    with told(Path(cache_dir) / "rows"):
-        Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    return Path(cache_dir)

@@ -11,7 +11,7 @@ from main.dialogue.renderer import renderer_of
 from main.dialogue.tools import tool_schemas
 from main.errors import GenerationError
 from main.predictor.call import Call, Voice, make_call, parse_options, prompts_of
-from main.predictor.decode import Decoding
+from main.predictor.decoding import Decoding
 from main.predictor.sampling import GenerationOptions
 from main.predictor.text import Answer
 from main.types import ScoredAnswer

@@ -26,7 +26,8 @@ from main.predictor.answerer import answerer
 from main.predictor.as_trained import AsTrained
 from main.predictor.base import BasePredictor
 from main.predictor.call import Call, Voice
-from main.predictor.decode import Decoding, batches, decode
+from main.predictor.decode import decode
+from main.predictor.decoding import Decoding, batches
 from main.vision import load_vision
 
 

@@ -28,7 +28,7 @@ from main.predictor.answerer import answerer
 from main.predictor.as_trained import AsTrained
 from main.predictor.base import BasePredictor
 from main.predictor.call import Call, Voice
-from main.predictor.decode import Decoding
+from main.predictor.decoding import Decoding
 from main.predictor.sampling import GenerationOptions
 from main.predictor.vllm_adapters import Adapters, lora_arguments
 from main.predictor.vllm_engine import ALIKE, Engine, Request, engine_options

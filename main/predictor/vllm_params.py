@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from main.predictor.decode import Decoding
+from main.predictor.decoding import Decoding
 from main.predictor.sampling import GenerationOptions
 
 

@@ -1,4 +1,4 @@
-"""Folders that stand under their name only when they are complete."""
+"""Folders that stand under their name only when they are complete; and where the cache is."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from main.errors import MainError
-from main.system.disk import disk_error, flush
+from main.system.disk import disk_error, flush, told
 
 
 def write_directory(final: Path, write: Callable[[Path], None]) -> None:
@@ -61,3 +61,21 @@ def _flush_all(directory: Path) -> None:
         if path.is_file():
             flush(path)
     flush(directory)
+
+
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Where encoded rows are kept, and what else is found out once.
+
+    Args:
+        cache_dir: instead of the `main` folder in the cache of Hugging Face datasets.
+
+    Raises:
+        DiskError: it cannot be made.
+    """
+    if cache_dir is None:
+        from datasets import config
+
+        cache_dir = Path(config.HF_DATASETS_CACHE) / "main"
+    with told(Path(cache_dir) / "rows"):
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    return Path(cache_dir)

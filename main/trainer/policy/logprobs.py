@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from main.errors import ModelError
 from main.models import ragged
 from main.trainer.policy.branches import visible
-from main.trainer.policy.probe import has_own_logits
+from main.trainer.policy.own_logits import LOOKS_AHEAD, WHOLE, logits_of
 
 CHUNK_BYTES = 128 * 2**20
 # Config entries that change logits after the output layer; such models take the plain path.
@@ -63,11 +64,22 @@ class LogprobModel(nn.Module):
     """A causal language model whose forward returns log-probabilities instead of logits."""
 
     def __init__(self, model: nn.Module, ragged: bool = False):
-        """`ragged`: whether the model takes rows without their padding (main/models/ragged.py)."""
+        """`ragged`: whether the model takes rows without their padding (main/models/ragged.py).
+
+        Raises:
+            ModelError: a model that looks ahead.
+        """
         super().__init__()
         self.model = model
         self.ragged = ragged
-        self.own_logits = has_own_logits(self.causal_lm(), _logprobs_of)
+        found = logits_of(self.causal_lm(), _logprobs_of)
+        if found == LOOKS_AHEAD:
+            raise ModelError(
+                f"{type(self.causal_lm()).__name__} is no causal model as it is configured: what "
+                "it says of a token depends on later ones. Set is_decoder in its config, or use "
+                "another base."
+            )
+        self.own_logits = found == WHOLE
 
     def causal_lm(self) -> Any:
         """The transformers model, without PEFT's wrapper around it."""

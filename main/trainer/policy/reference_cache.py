@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from main.errors import TrainingError
-from main.loaders.cache import cache_folder
 from main.system.disk import appearing
+from main.system.folders import cache_folder
 from main.system.locks import beside, in_turn
 from main.system.processes import (
     decide,

@@ -15,7 +15,7 @@ import torch
 
 from main.models.adapters import ADAPTER
 from main.models.merging import is_a_change_of_weights
-from main.predictor.decode import Decoding
+from main.predictor.decoding import Decoding
 from main.predictor.sampling import GenerationOptions
 from main.predictor.vllm_adapters import largest_rank, room_for
 from main.predictor.vllm_engine import ALIKE, Engine, Request

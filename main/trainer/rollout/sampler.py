@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from main.predictor.decode import Decoding, batches, decode
+from main.predictor.decode import decode
+from main.predictor.decoding import Decoding, batches
 from main.predictor.sampling import GenerationOptions
 from main.trainer.policy.logprobs import scoring
 
