@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from main.errors import ModelError
+from main.models.adaptable import out_of_reach
 from main.models.adapter_files import adapter_folder, write_adapter
 from main.models.adapter_fit import (
     check_architecture,
@@ -65,10 +66,12 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
     except ValueError as error:
         first = str(error).splitlines()[0]
         raise ModelError(f"{type(model).__name__} takes no such adapter: {first}") from error
+    beyond = out_of_reach(model) if options.target_modules == "all-linear" else set()
     log.log(
-        logging.WARNING if config.target_parameters else logging.INFO,
-        "%s.",
+        logging.WARNING if config.target_parameters or beyond else logging.INFO,
+        "%s%s.",
         describe_targets(config, adapted),
+        f"; none on {', '.join(sorted(beyond))}, which it would not change" if beyond else "",
     )
     _train_in_float32(adapted, model.dtype)
     if mutates_base(options.init_lora_weights):

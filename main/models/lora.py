@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from main.errors import ModelError
+from main.models.adaptable import language_part, linear_modules, out_of_reach
 from main.models.experts import (
     expert_parameters,
     expert_rank,
@@ -14,7 +15,6 @@ from main.models.experts import (
 from main.options import nearest
 
 if TYPE_CHECKING:
-    import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
@@ -106,14 +106,14 @@ def peft_config(model: "PreTrainedModel", options: LoraOptions) -> "LoraConfig":
 
 def _weights_of(model: "PreTrainedModel", names: set[str]) -> list[str]:
     """What peft is to be told of layers whose names it would take for experts: their weights."""
-    layers = [name for name, _ in _linear_modules(model) if name.rpartition(".")[2] in names]
+    layers = [name for name, _ in linear_modules(model) if name.rpartition(".")[2] in names]
     return list(dict.fromkeys(f"{within_layer(name)}.weight" for name in layers))
 
 
 def _targets(model: "PreTrainedModel", options: LoraOptions) -> tuple[str | list[str], list[str]]:
     """What peft is told: names or a pattern of layers, and names of experts' weights."""
     targets = options.target_modules
-    experts = expert_parameters(model, _language_part(model))
+    experts = expert_parameters(model, language_part(model))
     if targets == "all-linear":
         return _all_linear(model, options.modules_to_save or []), experts
     if isinstance(targets, str) and not _is_layer_name(targets):
@@ -147,9 +147,11 @@ def _all_linear(model: "PreTrainedModel", trained_whole: list[str]) -> str | lis
     further layers stay bare. Where a short name also means another kind of module, peft decides.
     """
     output = model.get_output_embeddings()
-    inside = _language_part(model)
-    linear = {n for n, m in _linear_modules(model) if m is not output and n.startswith(inside)}
+    inside = language_part(model)
+    linear = {n for n, m in linear_modules(model) if m is not output and n.startswith(inside)}
     linear = {n for n in linear if not _is_state_space_output(model, n)}
+    beyond = out_of_reach(model)
+    linear = {n for n in linear if n.rpartition(".")[2] not in beyond}
     linear = {n for n in linear if not any(f".{n}.".find(f".{w}.") >= 0 for w in trained_whole)}
     short = {name.rpartition(".")[2] for name in linear}
     matched = {n for n, _ in model.named_modules() if n.rpartition(".")[2] in short}
@@ -162,14 +164,6 @@ def _is_state_space_output(model: "PreTrainedModel", name: str) -> bool:
     """peft refuses layers whose weights the fused state-space kernels read past the adapter."""
     kind = model.config.get_text_config().model_type
     return kind in STATE_SPACE and name.rpartition(".")[2] in ("out_proj", "conv1d")
-
-
-def _language_part(model: "PreTrainedModel") -> str:
-    """Prefix of the modules of the language model beside a vision tower; '' where all is one."""
-    if not hasattr(model.config, "vision_config"):
-        return ""
-    decoder = model.get_decoder()
-    return next((f"{name}." for name, m in model.named_modules() if m is decoder and name), "")
 
 
 def _is_layer_name(targets: str | list[str]) -> bool:
@@ -211,6 +205,13 @@ def check_modules(model: "PreTrainedModel", options: LoraOptions) -> None:
                 f"{argument}: this {type(model).__name__} has no module {unknown}."
                 f"{nearest(unknown[0], linear)} Its linear layers: {', '.join(linear)}."
             )
+    beyond = [name for name in wanted if name.rpartition(".")[2] in out_of_reach(model)]
+    if beyond:
+        raise ModelError(
+            f"target_modules: no adapter on {', '.join(beyond)} changes what this "
+            f"{type(model).__name__} says: its weights are read past the layer, or only choose "
+            "what others look at. Leave it out."
+        )
 
 
 def _check_experts(model: "PreTrainedModel", options: LoraOptions) -> None:
@@ -237,11 +238,4 @@ def _problems_of_experts(options: LoraOptions) -> list[str]:
 
 
 def _linear_names(model: "PreTrainedModel") -> list[str]:
-    return sorted({name.rpartition(".")[2] for name, _ in _linear_modules(model)})
-
-
-def _linear_modules(model: "PreTrainedModel") -> "list[tuple[str, torch.nn.Module]]":
-    from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D
-
-    return [(n, m) for n, m in model.named_modules() if isinstance(m, Linear | Conv1D)]
+    return sorted({name.rpartition(".")[2] for name, _ in linear_modules(model)})
