@@ -13,7 +13,11 @@ from main.models import LoraOptions, add_adapter, probe
 from main.models.adaptable import out_of_reach
 
 SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
-ATTENTION: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+ATTENTION: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+}
 MAMBA = transformers.MambaConfig(**SIZES, state_size=8)
 FAMILIES: dict[str, tuple[Any, set[str]]] = {
     "mamba": (MAMBA, {"dt_proj"}),
@@ -24,6 +28,8 @@ FAMILIES: dict[str, tuple[Any, set[str]]] = {
         ),
         set(),
     ),
+    # a product group by group is none that an adapter can be added to
+    "deepseek_v4": (transformers.DeepseekV4Config(**SIZES), {"weights_proj", "o_a_proj"}),
     # the indexer of sparse attention chooses what is looked at: no gradient reaches it
     "deepseek_v32": (transformers.DeepseekV32Config(**SIZES), {"weights_proj", "wk", "wq_b"}),
 }

@@ -1,9 +1,11 @@
 """Which linear layers an adapter can change: measured on a small copy of a family.
 
-Some layers' weights are read past their module, as by fused kernels of state-space models, and some
-only choose what others look at: an adapter there is counted, saved, and never moved by training.
+Some layers' weights are read past their module, as by fused kernels of state-space models, some
+only choose what others look at, and some are no plain product: an adapter there is counted, saved,
+and never moved by training, or does not run.
 """
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,8 +44,15 @@ def _measured(model: Any) -> list[str]:
     inside = language_part(model)
     layers = [(n, m) for n, m in linear_modules(model) if n.startswith(inside)]
     called: set[str] = set()
+
+    def note(name: str, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        given, made = inputs[0].shape, output.shape
+        sizes = sorted((given[-1], made[-1])) == sorted(module.weight.shape)
+        if sizes and made[:-1] == given[:-1]:
+            called.add(name)  # x @ W, to which B(A(x)) can be added
+
     for name, module in layers:
-        module.register_forward_hook(lambda *_, name=name: called.add(name))
+        module.register_forward_hook(functools.partial(note, name))
         module.weight.requires_grad_(True)  # type: ignore[union-attr]
     ids = some_ids(model, 8, 32)
     with torch.enable_grad():
