@@ -29,7 +29,7 @@ FAMILIES: dict[str, tuple[Any, set[str]]] = {
         set(),
     ),
     # a product group by group is none that an adapter can be added to
-    "deepseek_v4": (transformers.DeepseekV4Config(**SIZES), {"weights_proj", "o_a_proj"}),
+    "deepseek_v4": (transformers.DeepseekV4Config(**SIZES), {"o_a_proj"}),
     # the indexer of sparse attention chooses what is looked at: no gradient reaches it
     "deepseek_v32": (transformers.DeepseekV32Config(**SIZES), {"weights_proj", "wk", "wq_b"}),
 }
