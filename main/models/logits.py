@@ -29,11 +29,12 @@ def prompt_logits(model: Any, prompts: list[list[int]]) -> "list[torch.Tensor]":
     """(P, V) for every prompt, each alone: no padding to differ in."""
     import torch
 
+    def logits(ids: list[int]) -> torch.Tensor:
+        given = torch.tensor([ids], device=model.device)
+        return model(input_ids=given, use_cache=False).logits[0].float().cpu()
+
     with torch.no_grad():
-        return [
-            model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().cpu()
-            for ids in prompts
-        ]
+        return [logits(ids) for ids in prompts]
 
 
 def largest_difference(expected: "list[torch.Tensor]", found: "list[torch.Tensor]") -> float:

@@ -40,7 +40,9 @@ SMALL = {
     "num_experts_per_tok": 2,
     "n_group": 1,
     "topk_group": 1,
+    "rotary_dim": 16,
     "vocab_size": 256,
+    "vocab_size_per_layer_input": 256,
 }
 _KNOWN: dict[str, Any] = {}  # by what the answer depends on
 _OF_MODEL: "WeakKeyDictionary[Any, dict[str, Any]]" = WeakKeyDictionary()
@@ -193,7 +195,7 @@ def _shrunk(config: Any, sizes: dict[str, int]) -> Any:
         del small.quantization_config
     text = small.get_text_config()
     for name, size in sizes.items():
-        given = getattr(text, name, None)
+        given = _said(text, name)
         if isinstance(given, int) and given > size:
             setattr(text, name, size)
     _keep_every_kind_of_layer(text)
@@ -207,16 +209,26 @@ def _shrunk(config: Any, sizes: dict[str, int]) -> Any:
     return small
 
 
+def _said(config: Any, name: str) -> Any:
+    """A setting of a configuration; None where it has none, or another for each layer."""
+    with suppress(Exception):  # a configuration's own, of any kind
+        return getattr(config, name)
+    return None
+
+
 def _keep_every_kind_of_layer(text: Any) -> None:
-    """The first layers, as many as show each kind once."""
-    kinds: Any = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
-    if not isinstance(getattr(text, "num_hidden_layers", None), int):
+    """The first layers, as many as show each kind once; again as many that share their keys."""
+    kinds: Any = _said(text, "layer_types") or _said(text, "layers_block_type")
+    if not isinstance(_said(text, "num_hidden_layers"), int):
         return
     last = max(kinds.index(kind) for kind in set(kinds)) + 1 if kinds else 2
-    if getattr(text, "layer_types", None):
+    shares = bool(_said(text, "num_kv_shared_layers"))
+    if _said(text, "layer_types"):
         with suppress(AttributeError):  # derived from other settings in some configurations
-            text.layer_types = kinds[:last]
-    text.num_hidden_layers = min(last, text.num_hidden_layers)
+            text.layer_types = kinds[:last] * (1 + shares)
+    text.num_hidden_layers = min(last * (1 + shares), text.num_hidden_layers)
+    if shares:
+        text.num_kv_shared_layers = last
 
 
 def some_ids(model: Any, rows: int, tokens: int) -> Tensor:

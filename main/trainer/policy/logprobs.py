@@ -76,8 +76,8 @@ class LogprobModel(nn.Module):
         if found == LOOKS_AHEAD:
             raise ModelError(
                 f"{type(self.causal_lm()).__name__} is no causal model as it is configured: what "
-                "it says of a token depends on later ones. Set is_decoder in its config, or use "
-                "another base."
+                "it says of a token depends on later ones, or on padding after it. Set is_decoder "
+                "in its config, or use another base."
             )
         self.own_logits = found == WHOLE
 

@@ -82,12 +82,13 @@ def _differs(model: Any, score: Score) -> bool:
 
 @torch.no_grad()
 def looks_ahead(model: Any) -> bool:
-    """Whether what it says of a token changes with those after it."""
+    """Whether what it says of a token changes with those after it, or with padding after it."""
     ids = some_ids(model, 1, 12)
-    other = torch.cat([ids[:, :6], ids[:, 6:].flip(1)], 1)
-    return not float((_own_logprobs(model, ids) - _own_logprobs(model, other))[:5].abs().max()) <= (
-        AHEAD if model.dtype == torch.float32 else 0.5
-    )
+    before = ids[:, :6]
+    others = [torch.cat([before, ids[:, 6:].flip(1)], 1), torch.nn.functional.pad(before, (0, 6))]
+    found = [_own_logprobs(model, row)[:5] for row in (ids, *others)]
+    gap = max(float((found[0] - other).abs().max()) for other in found[1:])
+    return not gap <= (AHEAD if model.dtype == torch.float32 else 0.5)
 
 
 @torch.no_grad()
