@@ -155,3 +155,19 @@ def test_gradient_checkpointing_changes_nothing():
     recomputed(x).square().sum().backward()
     found = [x.grad, *(p.grad for p in fused.parameters() if p.requires_grad)]
     torch.testing.assert_close(found, expected[1:])
+
+
+def test_a_model_may_change_an_output_in_place_as_gemma_3n_does():
+    plain, fused = pair()
+    x = torch.randn(2, 4, 6, dtype=torch.float64)
+
+    def changed(model: nn.Module) -> list[torch.Tensor]:
+        layers: Any = model.get_submodule("base_model.model")
+        y = layers[0](x)
+        y *= 3.0
+        model.zero_grad()
+        y.square().sum().backward()
+        return [y, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    for ours, theirs in zip(changed(fused), changed(plain), strict=True):
+        torch.testing.assert_close(ours, theirs)

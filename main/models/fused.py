@@ -40,7 +40,8 @@ class FusedLinear(PeftLinear):
         trained = any(parameter.requires_grad for parameter in base.parameters())
         if trained or not _fit(x, base.weight, lora_a, lora_b):
             return super().forward(x)
-        return _Lora.apply(x, base.bias, base.weight, lora_a, lora_b, self.scaling[adapter])
+        y = _Lora.apply(x, base.bias, base.weight, lora_a, lora_b, self.scaling[adapter])
+        return y.view(*x.shape[:-1], -1)  # out here: a model may change what it gets in place
 
     def _plain_adapter(self) -> str | None:
         """The one active adapter, if nothing but its two matrices takes part."""
@@ -82,13 +83,13 @@ class _Lora(torch.autograd.Function):
         y.addmm_(low, lora_b.to(x.dtype).T, alpha=scale)
         ctx.save_for_backward(x, low, weight, lora_a, lora_b)
         ctx.scale = scale
-        return y.view(*x.shape[:-1], -1)
+        return y  # (N, out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[override]
         x, low, weight, lora_a, lora_b = ctx.saved_tensors
-        rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
         grad_low = (grad @ lora_b.to(x.dtype)).mul_(ctx.scale)  # (N, r)
         grad_x = None
         if ctx.needs_input_grad[0]:

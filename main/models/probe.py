@@ -100,12 +100,25 @@ def _answer(model: Any, config: Any, question: Question) -> Any:
 
 
 def enliven(model: Any) -> None:
-    """Let the tokens of a copy see each other: matrices as they come weigh them almost alike."""
+    """Let every part of a copy count, and its tokens see each other.
+
+    Matrices as they come weigh tokens almost alike, and scales that begin at zero hide what they
+    scale.
+
+    Raises:
+        ValueError: its logits are no numbers then.
+    """
     generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-            module.weight.data.normal_(std=LIVELY, generator=generator)
+    large = (torch.nn.Linear, torch.nn.Embedding)
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, large)}
+    for parameter in model.parameters():
+        if id(parameter) in matrices:
+            parameter.data.normal_(std=LIVELY, generator=generator)
+        else:
+            parameter.data += LIVELY * torch.randn(parameter.shape, generator=generator)
     _spread_logits(model)
+    if not model(input_ids=some_ids(model, 1, 8), use_cache=False).logits.isfinite().all():
+        raise ValueError("logits that are no numbers")
 
 
 def _key(model: Any, config: Any, question: Question) -> str:
