@@ -3,7 +3,9 @@
 import copy
 import logging
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +64,8 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
         )
     config = peft_config(model, options)
     try:
-        adapted = get_peft_model(model, config)
+        with _expert_ranks_are_known():
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         first = str(error).splitlines()[0]
         raise ModelError(f"{type(model).__name__} takes no such adapter: {first}") from error
@@ -80,6 +83,14 @@ def add_adapter(model: "PreTrainedModel", options: LoraOptions) -> "PeftModel":
         }
     fuse(adapted)
     return adapted.train(model.training)
+
+
+@contextmanager
+def _expert_ranks_are_known() -> Iterator[None]:
+    """peft looks for the ranks of experts among layers, and warns; it uses them all the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
+        yield
 
 
 def load_adapter(
@@ -130,7 +141,8 @@ def _with_places(
     fit_vocabulary(model, config, tensors, misfit(folder, model))
     in_base = embedding_keys(model)
     try:
-        adapted = get_peft_model(model, config)
+        with _expert_ranks_are_known():
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"{misfit(folder, model)}: {str(error).splitlines()[0]}") from error
     try:
