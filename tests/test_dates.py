@@ -56,6 +56,15 @@ def test_a_run_that_is_resumed_on_another_day_is_the_same_run(tiny_model_path, m
         next(four_trainers.run(other, method, **(resume | {"num_epochs": 3})))
 
 
+@pytest.mark.parametrize("written", ['{"template_date": "soon"}', '{"template_date": 7}', "{"])
+def test_a_record_without_a_date_gives_none(tiny_model_path, written):
+    four_trainers.write_data(Path(), train=2, dev=2)
+    mine = Path("save_model/lora/Llama_3")
+    mine.mkdir(parents=True)
+    (mine / "training.json").write_text(written, encoding="utf-8")
+    assert make_trainer(tiny_model_path).template.date_written == str(datetime.date.today())
+
+
 def test_what_is_no_date_is_refused(tiny_model_path):
     four_trainers.write_data(Path(), train=2, dev=2)
     for text in ("29.2.2020", "2021-02-29", "20200229"):

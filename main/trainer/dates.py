@@ -1,6 +1,7 @@
 """The date that chat templates such as Llama 3's write into rows: one for the whole of a run."""
 
 import datetime
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ def date_of(setup: Any) -> datetime.date:
 
 
 def _earlier(folder: Path) -> datetime.date:
-    records = sorted(folder.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
-    for path in reversed(records):
+    found = {}
+    for path in folder.glob(f"*/{FILE}"):
         record = read_record(path.parent)
-        if record and record.template_date:
-            return datetime.date.fromisoformat(record.template_date)
-    return datetime.date.today()
+        with suppress(OSError, ValueError, TypeError):  # gone meanwhile, or somebody's own file
+            if record and record.template_date:
+                date = datetime.date.fromisoformat(record.template_date)
+                found[path.stat().st_mtime] = date
+    return found[max(found)] if found else datetime.date.today()
