@@ -26,7 +26,7 @@ from main.trainer.policy.logprobs import LogprobModel
 
 LARGEST = 100_000_000  # parameters of a family that is still tried
 EQUAL = 1e-3  # nats, and share of the largest gradient
-NO = "cannot be made small"
+NO, RAW = "cannot be made small", "raises"
 
 
 class Family(NamedTuple):
@@ -53,7 +53,8 @@ class Family(NamedTuple):
     @property
     def wrong(self) -> list[str]:
         cells = (self.logprobs, self.gradients, self.packed, self.answers)
-        return [cell for cell in cells if cell not in ("=", "padded", "")]
+        found = [cell for cell in cells if cell not in ("=", "padded", "")]
+        return found + [self.refusal] * self.refusal.startswith(RAW)
 
 
 def names() -> list[str]:
@@ -71,6 +72,8 @@ def family(name: str) -> Family:
         return _report(title, model)
     except MainError as error:
         return Family(title, refusal=str(error).partition("\n")[0])
+    except Exception as error:  # what a user would meet as it is
+        return Family(title, refusal=f"{RAW} {type(error).__name__}")
     finally:
         gc.collect()
 

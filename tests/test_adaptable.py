@@ -28,6 +28,13 @@ FAMILIES: dict[str, tuple[Any, set[str]]] = {
         ),
         set(),
     ),
+    # a router that returns two tensors
+    "llama4": (
+        transformers.Llama4TextConfig(
+            **SIZES, **ATTENTION, head_dim=8, num_local_experts=2, intermediate_size_mlp=48
+        ),
+        {"router"},
+    ),
     # a product group by group is none that an adapter can be added to
     "deepseek_v4": (transformers.DeepseekV4Config(**SIZES), {"o_a_proj"}),
     # the indexer of sparse attention chooses what is looked at: no gradient reaches it

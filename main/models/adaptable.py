@@ -46,6 +46,8 @@ def _measured(model: Any) -> list[str]:
     called: set[str] = set()
 
     def note(name: str, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if not isinstance(output, torch.Tensor):
+            return
         given, made = inputs[0].shape, output.shape
         sizes = sorted((given[-1], made[-1])) == sorted(module.weight.shape)
         if sizes and made[:-1] == given[:-1]:
