@@ -104,7 +104,7 @@ def test_what_splitting_excludes_is_refused_in_the_constructor():
 
 def test_fp16_is_refused_whether_file_or_trainer_asks_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "_current", layout.Layout(tensor=2))
-    monkeypatch.setattr(launching, "share", lambda: SimpleNamespace(size=1))
+    monkeypatch.setattr(launching, "this_copy", lambda: SimpleNamespace(size=1))
     task: Any = SimpleNamespace(batch_size=4)
     for enabled, given in ((True, False), ("auto", True)):
         asked(monkeypatch, tmp_path, 2, tensor_model_parallel_size=2, fp16={"enabled": enabled})

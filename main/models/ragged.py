@@ -12,6 +12,7 @@ are one call of flash attention's kernel for unequal lengths (torch.nn.attention
 one causal call a segment computes half the square.
 """
 
+import logging
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+log = logging.getLogger(__name__)
 
 NAME = "ragged"
 HALF = (torch.bfloat16, torch.float16)
@@ -197,8 +200,8 @@ def use_ragged(model: Any) -> bool:
         model.set_attn_implementation(NAME)
         if _holds(model.eval()):
             return True
-    except (NotImplementedError, RuntimeError, TypeError, ValueError):
-        pass
+    except Exception as error:  # the model's own, of any kind: it does not take them
+        log.debug("%s takes no rows without padding: %s", type(model).__name__, error)
     finally:
         model.train(training)
     model.set_attn_implementation("sdpa")
