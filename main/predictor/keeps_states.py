@@ -14,7 +14,7 @@ from main.predictor.states import State, base_of, decode_with
 log = logging.getLogger(__name__)
 
 KEEPS, RECOMPUTES = "keeps states", "recomputes"
-CLOSE = 1e-2  # nats in float32 of a lively copy
+CLOSE = 1e-3  # nats in float32 of a lively copy
 
 
 def keeps_states(model: Any) -> bool:
@@ -23,7 +23,7 @@ def keeps_states(model: Any) -> bool:
     Told once of a family of which they are not.
     """
     base = base_of(model)
-    question = Question("how it is decoded", 1, _measured, None, KEEPS)
+    question = Question("how it is decoded", 2, _measured, None, KEEPS)
     if answer(base, question) == KEEPS:
         return True
     _tell(type(base).__name__)
