@@ -44,6 +44,15 @@ SMALL = {
     "vocab_size": 256,
     "vocab_size_per_layer_input": 256,
 }
+# Heads of state spaces: heads x size is twice the hidden size, as it is in those families.
+STATE_SPACES = {
+    "num_heads": 8,
+    "mamba_n_heads": 8,
+    "mamba_num_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_head_dim": 16,
+    "mamba_d_ssm": 128,
+}
 _KNOWN: dict[str, Any] = {}  # by what the answer depends on
 _OF_MODEL: "WeakKeyDictionary[Any, dict[str, Any]]" = WeakKeyDictionary()
 
@@ -181,6 +190,8 @@ def _sizes() -> Iterator[dict[str, int]]:
     for kept in (set(), {"head_dim"}, heads, {*heads, "hidden_size"}, set(SMALL)):
         sizes = {name: size for name, size in SMALL.items() if name not in kept}
         yield sizes
+        if "hidden_size" in sizes:
+            yield sizes | STATE_SPACES
         if "num_key_value_heads" in sizes:  # as many as heads, where a family knows no groups
             yield sizes | {"num_key_value_heads": SMALL["num_attention_heads"]}
 
