@@ -8,16 +8,14 @@ and never moved by training, or does not run.
 import functools
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from main.models.probe import Question, answer, enliven, some_ids
-
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
-def linear_modules(model: "PreTrainedModel") -> list[tuple[str, torch.nn.Module]]:
+def linear_modules(model: "PreTrainedModel") -> "list[tuple[str, torch.nn.Module]]":
     """The layers that LoRA can adapt, by their names."""
+    import torch
     from transformers.pytorch_utils import Conv1D
 
     return [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)]
@@ -36,10 +34,16 @@ def out_of_reach(model: "PreTrainedModel") -> set[str]:
 
     Of the language model; what a vision tower does is not looked at.
     """
+    from main.models.probe import Question, answer
+
     return set(answer(model, Question("layers out of reach", 1, _measured, None, [])))
 
 
 def _measured(model: Any) -> list[str]:
+    import torch
+
+    from main.models.probe import enliven, some_ids
+
     enliven(model)
     inside = language_part(model)
     layers = [(n, m) for n, m in linear_modules(model) if n.startswith(inside)]
@@ -65,7 +69,7 @@ def _measured(model: Any) -> list[str]:
     return sorted({_last(name) for name, _ in layers} - within)
 
 
-def _moves(module: torch.nn.Module) -> bool:
+def _moves(module: "torch.nn.Module") -> bool:
     gradient: Any = module.weight.grad
     return gradient is not None and bool(gradient.abs().max() > 0)
 
