@@ -1,7 +1,7 @@
 """What both predictors do alike: check and render a call, turn tokens into texts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
 import torch
@@ -108,7 +108,7 @@ class BasePredictor(ABC):
 
     def predict_stream(
         self, query: Any, history: Any = None, max_new_tokens: int = 512, **options: Any
-    ) -> Iterator[StreamItem]:
+    ) -> Generator[StreamItem, None, None]:
         """Yield `(new_chunks, texts_so_far)`, one entry a request, as tokens arrive.
 
         The arguments are those of `__call__`, checked at once; the texts end as its result. Even
@@ -127,7 +127,7 @@ class BasePredictor(ABC):
                     _update(answers[row.index], row)
         return answers
 
-    def _stream(self, rows: list[Decoding], call: Call) -> Iterator[StreamItem]:
+    def _stream(self, rows: list[Decoding], call: Call) -> Generator[StreamItem, None, None]:
         answers = [_answer(call) for _ in rows]
         shown = False
         for changed in self._decode(rows, call, stepwise=True):
