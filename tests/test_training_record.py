@@ -31,6 +31,10 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 QUERY = "What is two and two?"
 
 
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def trained(model: Path, loader: str, **changes) -> Path:
     """A checkpoint of one step; the tiny model learns nothing, its record is what counts."""
     plain_rows = [{"context": f"{QUERY} {i}", "target": " Four."} for i in range(4)]
@@ -74,7 +78,7 @@ def test_an_adapter_of_plain_text_is_asked_without_a_chat_template(tiny_model_pa
 
     plain = AutoTokenizer.from_pretrained(tiny_model_path)(QUERY)["input_ids"]
     assert ids() == ids(build_message=False) == plain
-    assert not caplog.text
+    assert not warned(caplog)
     with caplog.at_level(logging.WARNING, logger="main"):
         assert len(ids(build_message=True)) > len(plain)
         ids(build_message=True)
@@ -96,7 +100,7 @@ def test_a_chat_adapter_asked_with_finished_prompts_is_told_once(tiny_model_path
     predictor = Predictor(tiny_model_path, peft_path=trained(tiny_model_path, "LLM_Chat"))
     with caplog.at_level(logging.WARNING, logger="main"):
         predictor(QUERY, max_new_tokens=1)
-        assert not caplog.text
+        assert not warned(caplog)
         predictor(QUERY, max_new_tokens=1, build_message=False)
     assert "trained with a chat template (loader LLM_Chat)" in caplog.text
 

@@ -97,7 +97,8 @@ def test_parts_of_the_guide_and_of_other_libraries_are_understood():
         ({"type": "image", "image": "a", "fps": 2}, "unknown key 'fps'"),
         ({"type": "video", "video": []}, "empty list of frames"),
         ({"type": "video", "video": ["a", 3]}, "'frame' must be"),
-        ({"type": "text", "txt": "a"}, "'text' must be a string"),
+        ({"type": "text", "txt": "a"}, "Did you mean 'text'?"),
+        ({"type": "text", "text": 3}, "'text' must be a string"),
     ],
 )  # fmt: skip
 def test_a_part_that_cannot_work_is_refused(part, problem):

@@ -127,8 +127,10 @@ class PreferenceTask(BaseTask):
     def _key(self, rows: Any) -> str:
         precision = "full" if self.run.precision == "no" else self.run.precision
         tail = "" if self.options.ld_alpha is None else f"_{self.options.ld_alpha}"
-        # Of the same placement: a policy that is its reference has margins of 0, not of rounding.
-        how = f"{precision}_{placement_kind().__name__}{tail}"
+        # Of the same placement and in the same batches: a policy that is its reference has margins
+        # of 0, not of rounding.
+        batches = f"{this_copy().size}x{self.batch_size_eval}"
+        how = f"{precision}_{placement_kind().__name__}_{batches}{tail}"
         return f"{rows.digest[:24]}_{self.reference.fingerprint[:24]}_{how}"
 
     def _both(self, rows: Any) -> Tensor:
