@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "models.md"
 sys.path.insert(0, str(ROOT / "tests"))
 
-from model_matrix import Family, family, names  # noqa: E402
+from model_matrix import NO, Family, family, names  # noqa: E402
 
 HEAD = """# Families of models
 
@@ -36,13 +36,18 @@ def page(found: list[Family]) -> str:
     import transformers
 
     taken = [row for row in found if not row.refusal]
+    refused = [row for row in found if row.refusal and not row.refusal.startswith(NO)]
+    untried = [row for row in found if row.refusal.startswith(NO)]
     lines = [HEAD.format(version=transformers.__version__)]
-    lines.append(f"{len(found)} families, {len(taken)} taken, {len(found) - len(taken)} not.\n")
+    lines.append(
+        f"{len(found)} families: {len(taken)} taken, {len(refused)} refused, {len(untried)} not "
+        "tried here.\n"
+    )
     lines.append("| family | log-probs | gradients | no padding | answers | merged | notes |")
     lines.append("|---|---|---|---|---|---|---|")
     lines += [f"| {' | '.join(row[:7])} |" for row in taken]
-    lines += ["", "Not taken:", ""]
-    lines += [f"- {row.name}: {row.refusal}" for row in found if row.refusal]
+    for title, rows in (("Refused", refused), ("Not tried", untried)):
+        lines += ["", f"{title}:", "", *(f"- {row.name}: {row.refusal}" for row in rows)]
     return "\n".join(lines) + "\n"
 
 

@@ -26,7 +26,7 @@ from main.trainer.policy.logprobs import LogprobModel
 
 LARGEST = 100_000_000  # parameters of a family that is still tried
 EQUAL = 1e-3  # nats, and share of the largest gradient
-NO, RAW = "cannot be made small", "raises"
+NO, RAW = "not tried: its configuration as it comes cannot be made small", "raises"
 
 
 class Family(NamedTuple):
@@ -38,7 +38,7 @@ class Family(NamedTuple):
     answers: greedy, a batch of three against each alone and whole.
     merged: the merged model's logits against the adapted one's; or why it stays unmerged.
     notes: what is done another way, or left out.
-    refusal: why the family is not taken at all; then there are no cells.
+    refusal: why the family is refused, or was not tried here; then there are no cells.
     """
 
     name: str
@@ -137,8 +137,7 @@ class _Rows:
 
     def __init__(self, policy: Any):
         self.policy = policy
-        known = policy.get_base_model().get_output_embeddings().weight.shape[0]
-        self.first, self.second = (probe.some_ids(policy, 2, 9) % known).unbind()
+        self.first, self.second = probe.some_ids(policy.get_base_model(), 2, 9).unbind()
         self.second = self.second[:5]
         self.ids = torch.zeros(2, 9, dtype=torch.long)
         self.ids[0], self.ids[1, :5] = self.first, self.second

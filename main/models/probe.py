@@ -258,9 +258,10 @@ def _keep_every_kind_of_layer(text: Any) -> None:
 def some_ids(model: Any, rows: int, tokens: int) -> Tensor:
     """(rows, tokens) of the model's vocabulary, the same at each call."""
     generator = torch.Generator().manual_seed(0)
-    embedding = model.get_input_embeddings().weight
-    ids = torch.randint(0, embedding.shape[0], (rows, tokens), generator=generator)
-    return ids.to(embedding.device)
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    known = min(layer.weight.shape[0] for layer in layers if layer is not None)
+    ids = torch.randint(0, known, (rows, tokens), generator=generator)
+    return ids.to(layers[0].weight.device)
 
 
 @torch.no_grad()
