@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from main.errors import ConfigError, GenerationError, MissingFileError
 from main.models import LoraOptions, add_adapter, load_model, load_tokenizer, save_adapter
+from main.predictor import cache
 from main.predictor.decoding import Decoding, batches, like_lengths
 from main.predictor.hf import Predictor
 from main.predictor.llm import Predictor as GuidePredictor
@@ -429,3 +430,22 @@ def test_logits_that_are_no_numbers_are_an_error_and_no_empty_answer(tiny_model_
     predictor.model.model.layers[1].mlp.down_proj.weight.data[0, 0] = broken
     with pytest.raises(GenerationError, match=r"logits are not finite .* token 0 of request 0"):
         predictor("Hello", max_new_tokens=3)
+
+
+def test_the_cache_grows_with_the_answers_and_not_to_their_limit(tiny, monkeypatch):
+    options = {"max_new_tokens": 40, "build_message": False}
+    expected, sizes = tiny("Hi there", **options), []
+    monkeypatch.setattr("main.predictor.cache.BLOCK", 4)
+    update = cache.GrowingLayer.update
+
+    def noted(self, *arguments, **others):
+        found = update(self, *arguments, **others)
+        sizes.append((self.storage[0].shape[-2], self.get_seq_length()))
+        return found
+
+    monkeypatch.setattr(cache.GrowingLayer, "update", noted)
+    assert tiny("Hi there", **options) == expected  # grown many times, and the same
+    assert len({room for room, _ in sizes}) > 3
+    first, prompt = sizes[0]
+    assert first == prompt + 4
+    assert max(room for room, _ in sizes) <= prompt + 40

@@ -6,11 +6,16 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+BLOCK = 128  # tokens for which there is room beyond those that are there
+
 
 class GrowingLayer(DynamicLayer):
     """Keys and values (B, heads, tokens, size) as views of storage with room for more tokens.
 
     The same numbers as `DynamicLayer`, whose `update` copies the whole cache for each new token.
+    The room grows as answers do: most end long before their limit.
+
+    capacity: tokens that there can be at most.
     """
 
     def __init__(self, capacity: int):
@@ -39,7 +44,11 @@ class GrowingLayer(DynamicLayer):
 
     def _room(self, states: torch.Tensor, needed: int) -> torch.Tensor:
         batch, heads, _, size = states.shape
-        return states.new_empty(batch, heads, max(needed, self.capacity), size)
+        return states.new_empty(batch, heads, self._tokens(needed), size)
+
+    def _tokens(self, needed: int) -> int:
+        """A block more than needed, or a quarter, so that copies cost little in all."""
+        return max(needed, min(self.capacity, needed + max(BLOCK, needed // 4)))
 
     def fill(self, parts: list[tuple[Any, Any]], width: int) -> None:
         """Take over the keys and values of several batches, right-aligned at `width` tokens."""
@@ -54,7 +63,7 @@ class GrowingLayer(DynamicLayer):
         rows = sum(len(part) for part in parts)
         _, heads, _, size = parts[0].shape
         # zeros: a masked weight of 0 times a stray NaN in the padding would be NaN
-        room = parts[0].new_zeros(rows, heads, max(width, self.capacity), size)
+        room = parts[0].new_zeros(rows, heads, self._tokens(width), size)
         start = 0
         for part in parts:
             room[start : start + len(part), :, width - part.shape[-2] : width] = part
@@ -71,7 +80,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def new_cache(model: Any, capacity: int) -> DynamicCache:
-    """An empty cache for `model`; layers of full attention get room for `capacity` tokens."""
+    """An empty cache for `model`; layers of full attention grow to `capacity` tokens at most."""
     cache = DynamicCache(config=model.config)
     cache.layers = [
         GrowingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
