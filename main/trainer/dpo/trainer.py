@@ -32,7 +32,7 @@ from main.trainer.dpo.losses import kto
 from main.trainer.dpo.options import PreferenceOptions, PreferenceSetup
 from main.trainer.dpo.preferences import Pairs, Referenced, Unpaired
 from main.trainer.dpo.scores import PairSums, answer_tokens, on_policy_weights, sums_of
-from main.trainer.loop.launch import placement_kind
+from main.trainer.loop.launch import placement_name
 from main.trainer.loop.task import (
     Batch,
     LossOutput,
@@ -130,7 +130,7 @@ class PreferenceTask(BaseTask):
         # Of the same placement and in the same batches: a policy that is its reference has margins
         # of 0, not of rounding.
         batches = f"{this_copy().size}x{self.batch_size_eval}"
-        how = f"{precision}_{placement_kind().__name__}_{batches}{tail}"
+        how = f"{precision}_{placement_name()}_{batches}{tail}"
         return f"{rows.digest[:24]}_{self.reference.fingerprint[:24]}_{how}"
 
     def _both(self, rows: Any) -> Tensor:

@@ -186,3 +186,14 @@ def placement_kind() -> Any:
 
         return Sharded
     return DeepSpeed if uses_deepspeed() else Placement
+
+
+def placement_name() -> str:
+    """The kind of placement and how much it shares out: what rounds alike."""
+    kind, shared = placement_kind().__name__, layout.current()
+    if shared.is_shared:
+        return f"{kind}{shared.tensor}{'full' if shared.full else ''}"
+    if not uses_deepspeed():
+        return kind
+    given = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+    return f"{kind}{(ds_config.read() or {}).get('zero_optimization', {}).get('stage', given)}"
