@@ -70,3 +70,9 @@ def test_what_is_no_date_is_refused(tiny_model_path):
     for text in ("29.2.2020", "2021-02-29", "20200229"):
         with pytest.raises(ConfigError, match=r"template_date=.* must be a date as '2026-12-31'"):
             make_trainer(tiny_model_path, template_date=text)
+
+
+def test_a_date_for_a_template_that_writes_none_is_refused(tiny_model_path):
+    four_trainers.write_data(Path(), train=2, dev=2)
+    with pytest.raises(ConfigError, match="changes nothing with a template that writes no date"):
+        four_trainers.make_trainer("lora", tiny_model_path, template_date="2020-02-29")

@@ -29,9 +29,10 @@ class LoraOptions:
     LoRA: arXiv 2106.09685; PiSSA starts from the principal components: 2404.02948.
 
     lora_r, lora_alpha, lora_dropout: rank, scale (alpha / r), dropout before the adapter.
-    target_modules: 'all-linear' (experts of a mixture too, the output layer not; of a
-        vision-language model the language part alone, so that its vision tower stays as it is),
-        names of layers or experts' weights, or one regular expression over full module names.
+    target_modules: 'all-linear' (experts of a mixture too, the output layer not, nor layers that
+        no adapter changes, which are named; of a vision-language model the language part alone,
+        so that its vision tower stays as it is), names of layers or experts' weights, or one
+        regular expression over full module names.
     use_dora: DoRA, magnitude and direction trained apart (arXiv 2402.09353).
     use_rslora: rsLoRA, the scale is alpha / sqrt(r) (arXiv 2312.03732).
     init_lora_weights: True (B = 0), 'gaussian', 'pissa', 'pissa_niter_<n>', 'olora', or False.

@@ -124,6 +124,7 @@ class BaseTrainer:
             date_of(setup),
             **setup.template_kwargs,
         )
+        raise_all(self._date_problems())
         self.data_digests = {split: file_digest(path) for split, path in files.items()}
         self._load_data(files)
         policy = self._load_policy()
@@ -176,6 +177,13 @@ class BaseTrainer:
             f"loader_name={setup.loader_name!r} does not fit this trainer: "
             f"it must be one of {list(self.loaders)}."
         ]
+
+    def _date_problems(self) -> list[str]:
+        given = self.setup.template_date
+        if given is None or self.template.date_written:
+            return []
+        return [f"template_date={given!r} changes nothing with a template that writes no date: "
+                "leave it out."]  # fmt: skip
 
     @classmethod
     def _takes(cls, loader_name: str) -> bool:
