@@ -19,7 +19,7 @@ def call_problems(message: Message) -> list[str]:
             f"'tool_calls' in a turn of role {message.get('role')!r}; only the assistant calls."
         ]
     if not isinstance(calls, list | tuple):
-        return [f"'tool_calls' must be a list of calls; found {_shown(calls)}."]
+        return [f"'tool_calls' must be a list of calls; found {kind_of(calls)}."]
     problems = [
         f"tool_calls[{i}] {problem}" for i, call in enumerate(calls) for problem in _wrong(call)
     ]
@@ -32,11 +32,11 @@ def call_problems(message: Message) -> list[str]:
 
 def _wrong(call: Any) -> list[str]:
     if not isinstance(call, Mapping):
-        return [f"must be an object with a 'function'; found {_shown(call)}."]
+        return [f"must be an object with a 'function'; found {kind_of(call)}."]
     if call.get("type") not in (None, "function"):
         return [f"has the type {call['type']!r}; only 'function' is a call that can be written."]
     if not isinstance(call.get("id"), str | None):
-        return [f"'id' must be a string; found {_shown(call['id'])}."]
+        return [f"'id' must be a string; found {kind_of(call['id'])}."]
     function = call.get("function") or call
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not name:
@@ -45,7 +45,7 @@ def _wrong(call: Any) -> list[str]:
     if not isinstance(given, Mapping):
         return [
             "'arguments' must be an object, or the JSON text of one; "
-            f"found {_shown(function['arguments'])}."
+            f"found {kind_of(function['arguments'])}."
         ]
     return []
 
@@ -128,5 +128,7 @@ def _listed(names: Iterable[Any]) -> str:
     return ", ".join(repr(name) for name in names if name is not None) or "none has an id"
 
 
-def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {value!r:.60}"
+def kind_of(value: Any) -> str:
+    """The type of a wrong value and its beginning, for messages."""
+    shown = repr(value)
+    return f"{type(value).__name__} {shown[:40]}{'...' if len(shown) > 40 else ''}"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from main.dialogue.links import TOOL_ROLES, call_problems, link_problems
+from main.dialogue.links import TOOL_ROLES, call_problems, kind_of, link_problems
 from main.dialogue.normal import THOUGHT_KEYS
 from main.options import nearest
 from main.vision import VISUAL_TYPES, part_problem
@@ -37,7 +37,7 @@ def dialogue_problems(messages: Any, field: str, ends_with: EndsWith) -> list[st
             must not be (a question to answer).
     """
     if not isinstance(messages, list):
-        return [f"'{field}' must be a list of messages; found {_kind(messages)}."]
+        return [f"'{field}' must be a list of messages; found {kind_of(messages)}."]
     if not messages:
         return [f"'{field}' is empty; it needs at least a user turn."]
     problems = [
@@ -53,12 +53,14 @@ def dialogue_problems(messages: Any, field: str, ends_with: EndsWith) -> list[st
 
 def _message_problems(message: Any, place: str, ends_with: EndsWith) -> list[str]:
     if not isinstance(message, dict):
-        return [f"{place} must be an object with 'role' and 'content'; found {_kind(message)}."]
+        return [f"{place} must be an object with 'role' and 'content'; found {kind_of(message)}."]
     if message.keys() >= _SHAREGPT:
         return [f"{place} has 'from' and 'value'; rename them to 'role' and 'content'."]
     problems = [f"{place} {problem}" for problem in key_problems(message)]
     if not isinstance(message.get("metadata"), str | None):
-        problems.append(f"{place} 'metadata' must be a string; found {_kind(message['metadata'])}.")
+        problems.append(
+            f"{place} 'metadata' must be a string; found {kind_of(message['metadata'])}."
+        )
     problems += _role_problems(message, place) + _content_problems(message, place)
     problems += [f"{place} {problem}" for problem in call_problems(message)]
     return problems + _turn_weight_problems(message, place, ends_with)
@@ -134,7 +136,7 @@ def _content_problems(message: dict[str, Any], place: str) -> list[str]:
     if isinstance(content, list):
         return _part_problems(content, place) or _misplaced_images(message, place)
     if not isinstance(content, str):
-        return [f"{place} 'content' must be a string; found {_kind(content)}."]
+        return [f"{place} 'content' must be a string; found {kind_of(content)}."]
     if message.get("role") == "assistant" and not content.strip():
         return [f"{place} is an empty assistant turn; there is nothing to learn: remove it."]
     return []
@@ -148,7 +150,7 @@ def _part_problems(parts: list[Any], place: str) -> list[str]:
         if isinstance(part, dict) and isinstance(part.get("type"), str):
             problem = part_problem(part)
         else:
-            problem = f"must be an object with a 'type' such as 'text'; found {_kind(part)}."
+            problem = f"must be an object with a 'type' such as 'text'; found {kind_of(part)}."
         problems += [f"{place} content[{i}] {problem}"] if problem else []
     return problems
 
@@ -197,11 +199,6 @@ def _last_problems(messages: Sequence[dict[str, Any]], field: str, ends_with: st
     if last == "assistant":
         return []
     return [f"'{field}' must end with an assistant turn, not with the {last}'s."]
-
-
-def _kind(value: Any) -> str:
-    shown = repr(value)
-    return f"{type(value).__name__} {shown[:40]}{'...' if len(shown) > 40 else ''}"
 
 
 def text_of(message: dict[str, Any]) -> str | None:
