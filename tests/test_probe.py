@@ -201,3 +201,18 @@ def test_a_disk_that_refuses_the_note_costs_nothing(monkeypatch, tmp_path):
     (tmp_path / "main").write_text("a file where the folder should be")
     probe.forget()
     assert not LogprobModel(LlamaForCausalLM(LlamaConfig(**TINY))).own_logits
+
+
+def test_what_no_copy_has_answered_is_asked_again_by_the_next_process(monkeypatch, tmp_path):
+    def full(*_):
+        raise MemoryError("too large")
+
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "_small_model", full)
+        probe.forget()
+        assert not LogprobModel(model).own_logits
+    assert not list(tmp_path.rglob("probes/*.json"))
+    probe.forget()
+    LogprobModel(model)
+    assert len(list(tmp_path.rglob("probes/*.json"))) == 1

@@ -101,8 +101,8 @@ def _answer(model: Any, config: Any, question: Question) -> Any:
         keeps = type(model).__module__.startswith("transformers.")
         found = _kept(key) if keeps else None
         if found is None:
-            found = _ask(model, config, question)
-            if keeps:
+            found, measured = _ask(model, config, question)
+            if keeps and measured:
                 _keep(key, found)
         _KNOWN[key] = found
     return _KNOWN[key]
@@ -161,18 +161,19 @@ def _note(key: str) -> Path:
     return cache_folder() / "probes" / f"{key[:32]}.json"
 
 
-def _ask(model: Any, config: Any, question: Question) -> Any:
+def _ask(model: Any, config: Any, question: Question) -> tuple[Any, bool]:
+    """The answer, and whether it is a copy's: what a lack of memory hid is asked again."""
     # A configuration may be made small in ways that its model does not bear: any error is that
     # model's, and the next copy is nearer to the original.
     for sizes in _sizes():
         try:
-            return question.copy(_small_model(type(model), config, sizes))
+            return question.copy(_small_model(type(model), config, sizes)), True
         except Exception as error:
             log.debug("%s asked of a copy of %s: %s", question.name, type(model).__name__, error)
     if question.itself is None:
-        return question.unknown
+        return question.unknown, False
     try:
-        return question.itself(model)
+        return question.itself(model), False
     except Exception as error:
         log.warning(
             "%s could not be measured on %s (%s); %r is taken to be true.",
@@ -181,7 +182,7 @@ def _ask(model: Any, config: Any, question: Question) -> Any:
             str(error).partition("\n")[0],
             question.unknown,
         )
-        return question.unknown
+        return question.unknown, False
 
 
 def _sizes() -> Iterator[dict[str, int]]:
