@@ -20,8 +20,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_llama import save_tiny_llama
 
+from main.trainer.loop.throughput import MEASURED
+
 SMALL_MODEL = Path(__file__).resolve().parent.parent / "models" / "SmolLM2-135M-Instruct"
-VARYING = ("tokens_per_second",)
+VARYING = MEASURED
 OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"gradient_accumulation_steps": 2, "warmup_ratio": 0},
     "dpo": {"gradient_accumulation_steps": 2, "warmup_ratio": 0},

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-# Of the process, not of the rows.
-NOT_COMPARED = {"tokens_per_second", "sampling_mismatch"}
+from main.trainer.loop.throughput import MEASURED
+
+NOT_COMPARED = {*MEASURED, "sampling_mismatch"}  # of the process, not of the rows
 
 
 def results(output: str) -> list:

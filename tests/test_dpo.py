@@ -20,6 +20,7 @@ from main.trainer.dpo.losses import PAIR_LOSSES
 from main.trainer.dpo.options import PreferenceOptions
 from main.trainer.dpo.trainer import PreferenceTask
 from main.trainer.loop.task import Run
+from main.trainer.loop.throughput import MEASURED
 from main.trainer.lora import Trainer as SFTTrainer
 from main.trainer.policy.logprobs import TokenLogprobs
 
@@ -101,7 +102,7 @@ def test_the_first_step_has_a_loss_of_ln_2_and_all_records(tiny_model_path):
         assert metrics["rewards/margin"] == pytest.approx(0, abs=1e-5)
         assert metrics["logps/chosen"] < 0
     assert set(result.eval) == RECORDS
-    assert set(result.train) == RECORDS | {"lr", "grad_norm", "tokens_per_second"}
+    assert set(result.train) == RECORDS | {"lr", "grad_norm", *MEASURED}
 
 
 def test_the_starting_policy_of_a_resumed_adapter_is_the_reference(tiny_model_path, sft_adapter):

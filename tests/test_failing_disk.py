@@ -12,6 +12,7 @@ from failing_disk import Disk
 from tiny_task import TinyTask, make_rows
 
 from main.errors import DiskError
+from main.trainer.loop.throughput import MEASURED
 
 OPTIONS: dict[str, Any] = {
     "num_epochs": 2, "save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 1,
@@ -26,12 +27,12 @@ def train(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def records(folder: Path) -> dict[str, list[list[str]]]:
-    """But for tokens a second."""
+    """But for what the machine did."""
     found = {}
     for kind in ("train", "eval"):
         text = (folder / f"data_record/tiny/{kind}.csv").read_text(encoding="utf-8")
         lines = [line.split(",") for line in text.splitlines()]
-        kept = [i for i, name in enumerate(lines[0]) if name != "tokens_per_second"]
+        kept = [i for i, name in enumerate(lines[0]) if name not in MEASURED]
         found[kind] = [[line[i] for i in kept] for line in lines]
     return found
 

@@ -14,6 +14,7 @@ from tiny_grpo import adapter, distance, early_tokens, make_trainer, run
 from transformers import AutoModelForCausalLM
 
 from main.trainer.loop.task import Row
+from main.trainer.loop.throughput import MEASURED
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +114,7 @@ def test_two_processes_draw_and_learn_what_one_does(tiny_model_path):
         same = expected[0] if step == expected[0].step else expected[1]
         for found, wanted in ((train, same.train), (evaluation, same.eval)):
             assert set(found) == set(wanted)
-            for name in set(found) - {"tokens_per_second", "sampling_mismatch"}:
+            for name in set(found) - {*MEASURED, "sampling_mismatch"}:
                 assert found[name] == pytest.approx(wanted[name], rel=1e-3, abs=1e-5), name
     folder = f"two/save_model/demo/Llama_{expected[-1].step}"
     two = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_path), folder)

@@ -23,6 +23,7 @@ from main.trainer.loop import saving
 from main.trainer.loop.home import Home
 from main.trainer.loop.optimizer import make_optimizer
 from main.trainer.loop.task import LossOutput, Update
+from main.trainer.loop.throughput import MEASURED
 
 
 def train(task, tmp_path, **options):
@@ -100,7 +101,7 @@ def test_an_epoch_result_has_plain_floats_and_counts_epochs_and_steps(tmp_path):
     results = train(TinyTask(make_rows(10), make_rows(5, 1)), tmp_path, num_epochs=2)
     assert [(r.epoch, r.step) for r in results] == [(1, 3), (2, 6)]
     for result in results:
-        assert set(result.train) == {"loss", "grad_norm", "lr", "tokens_per_second"}
+        assert set(result.train) == {"loss", "grad_norm", "lr", "tokens_per_second", "peak_memory"}
         assert set(result.eval) == {"loss"} and result.checkpoint is None
         assert all(type(v) is float for v in [*result.train.values(), *result.eval.values()])
 
@@ -237,7 +238,7 @@ def logged(run):
     with open(run / "data_record/tiny/train.csv") as file:
         rows = list(csv.DictReader(file))
     assert rows
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
 
 
 @pytest.mark.parametrize("crash_at", [3, 4, 6, 8])

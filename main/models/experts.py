@@ -60,6 +60,12 @@ def expert_rank(model: "PreTrainedModel", rank: int) -> int:
     return max(1, rank // (_setting(model, CHOSEN) or 1))
 
 
+def chosen_share(model: "PreTrainedModel") -> float:
+    """Of a mixture's experts the share that a token meets; 1 for other models."""
+    count, chosen = _setting(model, COUNTS), _setting(model, CHOSEN)
+    return min(1.0, (chosen or 1) / count) if count else 1.0
+
+
 def _setting(model: Any, names: tuple[str, ...]) -> int | None:
     config = model.config.get_text_config()
     found = (getattr(config, name, None) for name in names)

@@ -318,6 +318,7 @@ class BaseTask(Task):
     def __init__(self, trainer: Any, options: Any):
         self.trainer, self.options, self.setup = trainer, options, trainer.setup
         self.model = self.trained = trainer.model
+        self.work = trainer.model.work
         self.policy, self.causal_lm = trainer.policy, trainer.causal_lm
         self.tokenizer = trainer.tokenizer
         self.pad_id: int = self.tokenizer.pad_token_id or 0

@@ -218,7 +218,11 @@ def _flat(value: Any) -> str | int | float:
     return value if isinstance(value, str | int | float) else str(value)
 
 
-_SHOWN = {"loss": "loss", "tok/s": "tokens_per_second"}
+_SHOWN = {
+    "loss": ("loss", "{:.4g}"),
+    "tok/s": ("tokens_per_second", "{:.4g}"),
+    "of limit": ("share_of_limit", "{:.0%}"),
+}
 
 
 class Progress:
@@ -234,9 +238,13 @@ class Progress:
     def show(self, step: int, epoch: int, metrics: Means) -> None:
         if self.shown:
             means = metrics.means()
-            shown = {name: means[key] for name, key in _SHOWN.items() if key in means}
+            shown = [
+                f"{name} {form.format(means[key])}"
+                for name, (key, form) in _SHOWN.items()
+                if key in means
+            ]
             self._bar.set_description(f"epoch {epoch}")
-            self._bar.set_postfix_str("  ".join(f"{n} {value:.4g}" for n, value in shown.items()))
+            self._bar.set_postfix_str("  ".join(shown))
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:

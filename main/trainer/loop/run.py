@@ -12,7 +12,6 @@ before its weights are evaluated, and is told afterwards what was found.
 """
 
 import logging
-import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -36,6 +35,7 @@ from main.trainer.loop.saving import Snapshot
 from main.trainer.loop.state import RunState
 from main.trainer.loop.step import Stepper
 from main.trainer.loop.task import MicroBatch, Task
+from main.trainer.loop.throughput import Throughput, peak_memory
 from main.trainer.loop.watch import Watch
 from main.types import EpochResult
 
@@ -106,15 +106,15 @@ class Loop:
 
     def _train_on(self, rows: list[int]) -> None:
         """Draw the step's rows for this rank and make the optimizer steps the task asks for."""
-        began, tokens = time.perf_counter(), 0
+        self.throughput.begin()
+        tokens = 0
         self.state.before = self.state.step
         for update in self.task.updates(self._draw(rows), self.state.step):
             tokens += self.stepper.step(update.micro_batches)
             self.state.record(update.metrics or {})
             if self.state.step == self.total_steps:
                 break
-        seconds = time.perf_counter() - began
-        self.state.record({"tokens_per_second": (tokens, seconds / self.world)})
+        self.state.record(self.throughput.end(tokens))
         self.state.index += 1
         self.progress.show(self.state.step, self.state.epoch, self.state.epoch_means)
 
@@ -155,7 +155,7 @@ class Loop:
         by_epoch = self.options.logging_strategy == "epoch"
         means = self.state.epoch_means if by_epoch else self.state.window
         metrics = self._gathered(means)
-        self._write("train", metrics | {"lr": self._lr()})
+        self._write("train", metrics | self._where())
         self._tell(metrics)
         self.state.window, self.state.logged = Means(), self.state.step
 
@@ -180,7 +180,7 @@ class Loop:
     def _result(self) -> EpochResult:
         """Of the epoch that has ended, or of the part of one that the run ends with."""
         state, epoch = self.state, self.state.epoch
-        train = self._gathered(state.epoch_means) | {"lr": self._lr()}
+        train = self._gathered(state.epoch_means) | self._where()
         if self.options.logging_strategy == "no":
             self._tell(train)
         text = self.task.sample_text()
@@ -236,6 +236,7 @@ class Loop:
         opened.at_the_end(task.close)
         task.open(opened.run)
         self.stepper = Stepper(task, options, opened, state)
+        self.throughput = Throughput(task.work, opened.run, self.world)
         self.evaluator = Evaluator(task, opened)
         self.checkpoints = Checkpoints(task, options, self.home, opened, state, known)
         self._begin_or_resume(snapshot)
@@ -293,6 +294,8 @@ class Loop:
     def _gathered(self, means: Means) -> dict[str, float]:
         return mean_of(gather_shares(means.state()))
 
-    def _lr(self) -> float:
+    def _where(self) -> dict[str, float]:
+        """What is no mean over steps."""
         assert self.opened
-        return self.opened.schedule.get_last_lr()[0]
+        lr = self.opened.schedule.get_last_lr()[0]
+        return {"lr": lr, "peak_memory": peak_memory(self.opened.device)}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from main.models.work import Work
 from main.trainer.arguments import Precision
 
 Row = Mapping[str, Any]
@@ -118,6 +119,7 @@ class Task(ABC):
     samples_per_row: int = 1
     # Further directories of a checkpoint, named <name>_<step>: name -> what writes it.
     companions: Mapping[str, Callable[[Path], None]] = MappingProxyType({})
+    work: Work | None = None  # where the model's passes are noted; None = tokens alone are counted
     run: Run  # from `open` on
 
     def example(self, row: Row, number: int) -> Any:

@@ -91,9 +91,17 @@ class OnlineTask(BaseTask):
         sample, ids = self.sampler.sample, [prompt.ids for prompt in prompts]
         with self.run.at_hand():
             completions = together(lambda: sample(ids, seeds, greedy))
+        if not self.options.use_vllm:
+            self._note_work(ids, [c.ids for c in completions])
         texts = completion_texts(self.tokenizer, [c.ids for c in completions])
         drawn = zip(prompts, completions, texts, strict=True)
         return [Sample.drawn(prompt, completion, text) for prompt, completion, text in drawn]
+
+    def _note_work(self, prompts: list[list[int]], completions: list[list[int]]) -> None:
+        """A prompt that follows itself was computed once."""
+        own = [ids for i, ids in enumerate(prompts) if i == 0 or ids != prompts[i - 1]]
+        drawn = sum(map(len, completions))
+        self.trainer.model.work.add(sum(map(len, own)) + drawn, drawn, backward=False)
 
     def seeds(self, prompts: Sequence[Prompt], step: int, attempt: int = 0) -> list[int]:
         return [seed_of(self.setup.seed, step, prompt, attempt) for prompt in prompts]

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from main.errors import ModelError
 from main.models import ragged
+from main.models.work import NOTHING, Work, matrices_of
 from main.trainer.policy.branches import visible
 from main.trainer.policy.own_logits import LOOKS_AHEAD, WHOLE, logits_of
 
@@ -66,6 +67,8 @@ class LogprobModel(nn.Module):
     def __init__(self, model: nn.Module, ragged: bool = False):
         """`ragged`: whether the model takes rows without their padding (main/models/ragged.py).
 
+        What passes need is counted in `work`.
+
         Raises:
             ModelError: a model that looks ahead.
         """
@@ -80,6 +83,7 @@ class LogprobModel(nn.Module):
                 "in its config, or use another base."
             )
         self.own_logits = found == WHOLE
+        self.work = Work(matrices_of(self.causal_lm()))
 
     def causal_lm(self) -> Any:
         """The transformers model, without PEFT's wrapper around it."""
@@ -168,6 +172,8 @@ class LogprobModel(nn.Module):
         """`states`, and of a model whose logits are its own these (N, V) too."""
         causal_lm = self.causal_lm()
         rows, before = loss_mask[:, 1:].nonzero(as_tuple=True)
+        tokens = input_ids.numel() if lengths is None else sum(map(sum, lengths))
+        self.work.add(tokens, len(rows), torch.is_grad_enabled())
         if position_ids is None and attention_mask is not None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         if position_ids is not None:
@@ -317,6 +323,7 @@ def _logprobs_of(causal_lm: Any, input_ids: Tensor, loss_mask: Tensor) -> Tensor
     model = LogprobModel.__new__(LogprobModel)
     nn.Module.__init__(model)
     model.model, model.own_logits, model.ragged = causal_lm, False, False
+    model.work = Work(NOTHING)
     return model(input_ids, loss_mask).logprobs
 
 
