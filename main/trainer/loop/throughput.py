@@ -85,11 +85,12 @@ def limit_of(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -
 def peak_memory(device: torch.device) -> float:
     """GiB, of all processes the largest."""
     on_gpu = device.type == "cuda"
-    mine = torch.cuda.max_memory_allocated(device) if on_gpu else _largest_resident()
+    mine = torch.cuda.max_memory_allocated(device) if on_gpu else most_resident_memory()
     return max(gather_objects(mine / 2**30))
 
 
-def _largest_resident() -> int:
+def most_resident_memory() -> int:
+    """Bytes, the most that this process has held."""
     try:
         import resource
     except ImportError:  # Windows
