@@ -237,7 +237,6 @@ def test_a_field_named_like_an_argument_of_ours_is_refused():
 @pytest.mark.parametrize(
     ("functions", "weights", "said"),
     [
-        ([], None, "reward_func is empty"),
         (["length"], None, "'length', which is not a function"),
         ([length], [1.0, 2.0], "2 entries for 1 reward functions"),
         ([length], [math.nan], "must be finite numbers"),

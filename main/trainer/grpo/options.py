@@ -1,6 +1,7 @@
 """What the GRPO trainer accepts beside what every trainer does."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from main.options import below, not_positive
@@ -19,6 +20,10 @@ from main.trainer.online.policy_loss import (
 from main.trainer.rewards.options import RewardOptions
 from main.trainer.rollout.choice import SamplerOptions
 
+OF_REWARDS = (
+    *("reward_weights", "reward_timeout", "reward_retries", "advantage", "scale_rewards"),
+    *("multi_objective_aggregation", "dynamic_sampling", "overlong_cache"),
+)
 GRPO_SETUP_ALIASES = {**SETUP_ALIASES, "max_prompt_length": "max_length"}
 GRPO_LOOP_ALIASES = {
     **LOOP_ALIASES,
@@ -36,10 +41,15 @@ class GRPOSetup(SetupOptions):
     """As `SetupOptions`; `max_length` is the limit of the prompt alone.
 
     share_prompts: compute a prompt once for all its completions (where the model allows it).
+    teacher_peft_path: an adapter that judges what the policy draws (on-policy distillation, see
+        main.trainer.grpo.teacher), on the policy's own base unless `teacher_from_pretrained` names
+        another model; that one alone is a teacher without an adapter.
     """
 
     loader_name: str = "LLM_GRPO"
     share_prompts: bool = True
+    teacher_from_pretrained: str | Path | None = None
+    teacher_peft_path: str | Path | None = None
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -55,7 +65,9 @@ class GRPOSetup(SetupOptions):
 class GRPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions):
     """Arguments of the call, beside those of the classes that it is made of.
 
-    reward_func: a function, or a list of them, see main.trainer.rewards.functions.
+    reward_func: a function, or a list of them, see main.trainer.rewards.functions; None where a
+        teacher alone judges.
+    teacher_weight: of the teacher's part of the advantages.
     num_generations: completions of a prompt, G.
     num_generations_eval: completions drawn of a prompt in evaluation; by default one, the likeliest
         token always.
@@ -97,7 +109,8 @@ class GRPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions)
     vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg: of the weight of 'vespo'.
     """
 
-    reward_func: Any
+    reward_func: Any = None
+    teacher_weight: float = 1.0
     num_generations: int = 8
     num_generations_eval: int | None = None
     per_device_train_batch_size: int | None = None
@@ -133,6 +146,10 @@ class GRPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions)
     lr: float = 1e-5
     metric_for_best_model: str = "reward/mean"
     greater_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if self.reward_func is None and self.metric_for_best_model == "reward/mean":
+            self.metric_for_best_model, self.greater_is_better = "teacher/kl", False
 
     @property
     def scale(self) -> Scale | None:
@@ -174,6 +191,9 @@ class GRPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions)
                 f"steps_per_generation={self.steps_per_generation} must be a multiple of "
                 f"gradient_accumulation_steps={accumulated}: whole steps are drawn at once."
             )
+        found += not_positive(self, ["teacher_weight"])
+        if isinstance(self.reward_func, list | tuple) and not self.reward_func:
+            found.append("reward_func is empty: give a function or a list of functions.")
         found += below(self, {"beta": 0, "overlong_cache": 0, "dynamic_sampling": 0})
         found += below(self, {"entropy_coef": 0, "off_policy_mask_threshold": 0})
         found += below(self, dict.fromkeys(VESPO, 0))
@@ -206,6 +226,8 @@ class GRPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions)
         if not self.sync_ref_model:
             of_sync = ("ref_model_sync_steps", "ref_model_mixup_alpha")
             found |= dict.fromkeys(of_sync, "sync_ref_model=False")
+        if self.reward_func is None:
+            found |= dict.fromkeys(OF_REWARDS, "reward_func=None")
         if not self.beta:
             names = ("kl_estimator", "unbiased_kl", "sync_ref_model")
             found |= dict.fromkeys(names, "beta=0")

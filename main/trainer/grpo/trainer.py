@@ -35,6 +35,7 @@ from main.trainer.grpo.options import (
     GRPOOptions,
     GRPOSetup,
 )
+from main.trainer.grpo.teacher import make_teacher
 from main.trainer.loop.records import Means
 from main.trainer.loop.task import Batch, LossOutput, Metrics, MicroBatch, Row, Run, Update
 from main.trainer.online.base import OnlineTask, counted, regrouped, set_dropout
@@ -81,6 +82,7 @@ class Trainer(BaseTrainer):
         set_dropout(self.model)
         self._reference: Reference | None = None
         self.shares_prompts = self.setup.share_prompts and takes_branches(self.causal_lm)
+        self.teacher = make_teacher(self, self.tokenizer.pad_token_id or 0)
 
     @property
     def reference(self) -> Reference:
@@ -92,6 +94,12 @@ class Trainer(BaseTrainer):
     def __call__(self, **arguments: Any) -> Iterator[EpochResult]:
         """Train; yields an EpochResult per epoch with `loss`, `reward/mean` and the others."""
         return self._run(arguments)
+
+    def without_effect(self, options: GRPOOptions) -> dict[str, str]:
+        found = super().without_effect(options)
+        if self.teacher is None:
+            found["teacher_weight"] = "a trainer without a teacher"
+        return found
 
     def configured(self, options: GRPOOptions) -> "GRPOTask":
         return GRPOTask(self, options)
@@ -106,9 +114,8 @@ class GRPOTask(OnlineTask):
     def __init__(self, trainer: Trainer, options: GRPOOptions):
         super().__init__(trainer, options)
         self.shares_prompts = trainer.shares_prompts
-        self.rewards = Rewards(
-            options.reward_func, options.reward_weights, self.progress, options.patience
-        )
+        self.teacher = trainer.teacher
+        self.rewards = self._judges()
         self.samples_per_row = options.num_generations
         self.steps_per_draw = options.steps_per_draw
         self.updates_per_draw = options.num_iterations * self.steps_per_draw
@@ -121,6 +128,16 @@ class GRPOTask(OnlineTask):
         self.reference = self._starting_reference(trainer)
         self.synced = 0  # times that the reference could have followed
 
+    def _judges(self) -> Rewards:
+        options = self.options
+        if options.reward_func is None and self.teacher is None:
+            raise ConfigError(
+                "GRPO needs 'reward_func', or a teacher: teacher_peft_path or "
+                "teacher_from_pretrained of the constructor."
+            )
+        functions = [] if options.reward_func is None else options.reward_func
+        return Rewards(functions, options.reward_weights, self.progress, options.patience)
+
     @property
     def held_against(self) -> Reference | None:
         return self.reference
@@ -132,6 +149,8 @@ class GRPOTask(OnlineTask):
 
     def open(self, run: Run) -> None:
         super().open(run)
+        if self.teacher is not None:
+            self.teacher.to(run.device)
         if self.options.sync_ref_model and is_shared_out(self.model):
             raise ConfigError(
                 "sync_ref_model=True needs the whole adapter in each process, and the launcher "
@@ -233,6 +252,9 @@ class GRPOTask(OnlineTask):
     def _score(self, samples: list[Sample]) -> None:
         """Log-probs by the reference, and the policy's own where it will have moved."""
         options = self.options
+        if self.teacher is not None:
+            taught = self.teacher.logprobs(samples, options.temperature)
+            note_tokens(samples, teacher_logprobs=taught)
         moves, selects = self.updates_per_draw > 1, options.top_entropy_quantile < 1
         if not (options.beta or moves or selects):
             return
@@ -290,6 +312,10 @@ class GRPOTask(OnlineTask):
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         sampling, advantages = batch.sampling_logprobs, batch.advantages
         correction = options.correction(old, sampling, mask)
+        taught = batch.teacher_logprobs
+        if taught is not None:
+            assert advantages is not None
+            advantages = advantages + options.teacher_weight * (taught - old)
         ratio = importance_ratio(logprobs, old, mask, options.level)
         assert advantages is not None
         tokens = Tokens(logprobs, old, advantages, mask, ratio, correction)
@@ -298,6 +324,8 @@ class GRPOTask(OnlineTask):
             "sampling_mismatch": batch.over((sampling - old).abs()),
             "clip_fraction": batch.over(clipped.float().expand(mask.shape)),
         }
+        if taught is not None:
+            metrics["teacher/kl"] = batch.over(old - taught)
         if batch.forks is not None:
             losses = losses * batch.forks
         if (threshold := options.off_policy_mask_threshold) is not None:
@@ -315,6 +343,8 @@ class GRPOTask(OnlineTask):
 
     def identity(self) -> dict[str, Any]:
         found = super().identity()
+        if self.teacher is not None:
+            found["teacher"] = self.teacher.fingerprint[:16]
         if self.options.policy_loss.add_up is micro_batch_mean:
             found["per_device_train_batch_size"] = self.batch_size  # its loss depends on the cut
         return found
@@ -334,6 +364,19 @@ class GRPOTask(OnlineTask):
             self.reference = Reference.restored(self.policy, tensors)
 
     # -- evaluation
+
+    def evaluated_names(self) -> list[str]:
+        return super().evaluated_names() + ([] if self.teacher is None else ["teacher/kl"])
+
+    def describe_evaluated(self, samples: list[Sample]) -> Metrics:
+        """How far the policy's answers are from the teacher's, nats a token."""
+        if self.teacher is None:
+            return {}
+        with scoring(self.model):
+            batch = self._tensors(samples).to(self.policy.device)
+            own = self.model(**batch.inputs(), temperature=self.options.temperature).logprobs
+        taught = self.teacher.logprobs(samples, self.options.temperature)
+        return {"teacher/kl": (float((own - taught).sum()), len(own))}
 
     def answers(self, rows: list[Row]) -> list[Sample]:
         """The likeliest of each prompt, or as many drawn ones as asked for: with the same seeds in

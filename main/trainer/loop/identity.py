@@ -27,6 +27,7 @@ BY_CONTENT = (
     *("data_path", "data_present_path", "loader_name", "eval_mode", "template_kwargs"),
     "template_date",
     *("train_turns", "max_length", "resume_path", "critic_resume_path", "reward_from_pretrained"),
+    *("teacher_from_pretrained", "teacher_peft_path"),
     *("lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora"),
     *("modules_to_save", "task_name", "output_dir", "seed"),
 )

@@ -37,6 +37,7 @@ class SampleBatch:
     advantages: Tensor | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
     forks: Tensor | None = None
     old_values: Tensor | None = None
     returns: Tensor | None = None
@@ -66,7 +67,10 @@ class SampleBatch:
         return values.detach().masked_fill(~self.mask, 0.0).sum(), float(self.mask.sum())
 
 
-_OPTIONAL = ("advantages", "old_logprobs", "ref_logprobs", "forks", "old_values", "returns")
+_OPTIONAL = (
+    *("advantages", "old_logprobs", "ref_logprobs", "teacher_logprobs", "forks", "old_values"),
+    "returns",
+)
 
 
 def collate(samples: Sequence[Sample], pad_id: int, share_prompts: bool) -> SampleBatch:

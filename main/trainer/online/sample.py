@@ -40,7 +40,8 @@ class Sample:
     mask: bool, True for the tokens that the loss counts: those that the policy drew (or that stand
         for drawn ones, as a gold answer does).
     sampling_logprobs: as the sampler reported them; NaN for a token that was not sampled.
-    old_logprobs, ref_logprobs: by the policy before the first update, and by its reference.
+    old_logprobs, ref_logprobs: by the policy before the first update, and by its reference;
+        teacher_logprobs: by a teacher, where there is one.
     entropy: nats, of the policy before the first update.
     forks: bool, the tokens of the draw with the most entropy, of which alone the policy learns.
     old_values, returns: the critic's value before each token, and what it is to learn.
@@ -58,6 +59,7 @@ class Sample:
     sampling_logprobs: Tensor = field(default_factory=_unknown)
     old_logprobs: Tensor = field(default_factory=_unknown)
     ref_logprobs: Tensor = field(default_factory=_unknown)
+    teacher_logprobs: Tensor = field(default_factory=_unknown)
     entropy: Tensor = field(default_factory=_unknown)
     forks: Tensor = field(default_factory=_unknown)
     old_values: Tensor = field(default_factory=_unknown)

@@ -49,13 +49,13 @@ class Rewards:
     """Calls the reward functions and checks what they return.
 
     Args:
-        reward_func: one function, or a list of them.
+        reward_func: one function, or a list of them; of an empty one every reward is 0.
         weights: one factor for each function; 1 by default.
         progress: where the run is when it is called.
         patience: with a function that fails.
 
     Raises:
-        ConfigError: nothing to call, or another number of weights than of functions.
+        ConfigError: what is no function, or another number of weights than of functions.
     """
 
     def __init__(
@@ -82,8 +82,10 @@ class Rewards:
                 something else than one finite number or None a completion; it names the function
                 and the source rows.
         """
-        if not what.rows:
-            return Scores(self.names, torch.zeros(0), torch.zeros(0, len(self.functions)))
+        if not what.rows or not self.functions:  # a teacher alone judges
+            count = len(what.rows)
+            none = torch.zeros(count, len(self.functions))
+            return Scores(self.names, torch.zeros(count), none, Notes(count))
         named = dict(zip(self.names, self.functions, strict=True))
         returned, notes = call_all(named, what, self.progress(), self.patience)
         columns = [
@@ -122,10 +124,7 @@ def unique_names(functions: Sequence[RewardFunction]) -> list[str]:
 
 
 def _problems(functions: Sequence[Any], weights: Sequence[float]) -> list[str]:
-    found = []
-    if not functions:
-        found.append("reward_func is empty: give a function or a list of functions.")
-    found += [
+    found = [
         f"reward_func holds {function!r}, which is not a function."
         for function in functions
         if not callable(function)
