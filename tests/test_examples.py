@@ -17,6 +17,7 @@ CHAIN = {  # in this order: a later script takes what an earlier one left
     "dpo.py": ["--resume", SFT],
     "grpo.py": ["--adapter", SFT],
     "ppo.py": ["--adapter", SFT, "--form", "offline"],
+    "distill.py": ["--teacher", SFT],
     "run.py": ["--adapter", SFT],
     "predict.py": ["--peft_path", SFT],
     "batch_inference.py": ["--peft_path", SFT],
@@ -50,12 +51,11 @@ def test_no_example_is_left_out():
 @pytest.mark.long
 def test_the_training_scripts_report_their_epochs_and_leave_checkpoints(printed):
     folder = Path(printed["folder"])
-    for name, steps in (("sft.py", 2), ("dpo.py", None), ("grpo.py", None), ("ppo.py", None)):
+    for name in ("sft.py", "dpo.py", "grpo.py", "ppo.py", "distill.py"):
         assert "EpochResult(epoch=1" in printed[name], printed[name]
         task = folder / "save_model" / f"{name[:-3]}_example"
         assert list(task.glob("Llama_*/adapter_config.json")), name
-        if steps:
-            assert (task / f"Llama_{steps}").is_dir()
+    assert (folder / SFT).is_dir()
     assert "pairs right" in printed["ppo.py by a reward model"]
     assert list((folder / "save_model/ppo_example").glob("Critic_*"))
 
