@@ -13,6 +13,8 @@ from main.dialogue.frame import Frame, probe, probe_dialogue, tool_roles
 from main.dialogue.messages import WEIGHTS
 from main.dialogue.normal import AROUND, THOUGHT_KEYS, normal
 from main.dialogue.tokens import TextEncoder
+from main.dialogue.trial import FREE, environment, most
+from main.dialogue.tried import check_sources
 from main.errors import ConfigError, DataError, ModelError
 from main.options import nearest
 from main.vision import VisionProcessor, template_message, visuals_in
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, Any]]
 
-# A tag of transformers' own, which plain jinja2 does not parse.
-_GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 # Variables that a template reads and a caller does not choose.
 _NOT_OPTIONS = {"messages", "add_generation_prompt", "raise_exception", "strftime_now"}
+# What `apply_chat_template` takes for its own arguments, whatever the template reads.
+_NOT_OPTIONS |= {"conversation", "chat_template", "tokenize", "tokenizer_kwargs", "padding"}
+_NOT_OPTIONS |= {"truncation", "max_length", "return_tensors", "return_dict"}
+_NOT_OPTIONS |= {"return_assistant_tokens_mask", "continue_final_message"}
 # A template that has no such role may write it all the same, as a role like any other.
 _QUOTED = re.compile(r"""["']observation["']""")
 _THOUGHT, _ANSWER, _NAME, _KEY, _VALUE = "herontheta", "ibexiota", "call_kudu", "of", "lynxmu"
@@ -74,6 +78,7 @@ class Renderer:
         self.tokenizer, self.vision, self.today = tokenizer, vision, today
         self.variables = dict(variables or {})
         self.sources = _sources(tokenizer)
+        check_sources(self.sources)
         self.shapes: dict[str, Any] = {}  # main/dialogue/accounts.py keeps them
         self._spelling: Spelling | None = None
 
@@ -87,20 +92,19 @@ class Renderer:
         """The dialogue as text, special tokens included.
 
         Raises:
-            DataError: the template refuses the dialogue (some allow no system turn).
+            DataError: the template refuses the dialogue (some allow no system turn), or writes more
+                than a hundred characters for each of its own.
+            ModelError: the template was changed to one that takes too much time or memory.
         """
         given = {**self.variables, **(variables or {})}
         if self.today is not None and "strftime_now" in self.names:
             given["strftime_now"] = self._midnight.strftime
         if tools:
             given["tools"] = tools
+        check_sources(_sources(self.tokenizer))
         try:
-            text: Any = self.tokenizer.apply_chat_template(
-                [self._spelt(message) for message in normal(messages)],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **given,
-            )
+            spelt = [self._spelt(message) for message in normal(messages)]
+            text = self._apply(spelt, add_generation_prompt=add_generation_prompt, **given)
         except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template refuses this dialogue: {error}") from error
         return text if self.vision is None else self.vision.write(text, visuals_in(messages))
@@ -221,11 +225,19 @@ class Renderer:
         """Whether the template writes these texts of messages that are spelt out already."""
         spelt = [{**m, "content": self._content(m["content"])} if "content" in m else m
                  for m in spelt]  # fmt: skip
+        check_sources(_sources(self.tokenizer))
         try:
-            text = str(self.tokenizer.apply_chat_template(spelt, tokenize=False, **self.variables))
+            text = self._apply(spelt, **self.variables)
         except Exception:  # a template may raise anything; then it does not write them
             return False
         return all(t in text for t in wanted) and not any(t in text for t in unwanted)
+
+    def _apply(self, spelt: list[Any], **given: Any) -> str:
+        """What the template writes, in proportion to what it is given."""
+        text: Any = self.tokenizer.apply_chat_template(spelt, tokenize=False, **given)
+        if len(text) > FREE and len(text) > most(size := len(str([spelt, given]))):
+            raise ValueError(f"it writes {len(text):,} characters of a dialogue of {size:,}")
+        return text
 
     def _wants_parts(self) -> bool:
         """Templates of some vision models take contents as parts only."""
@@ -326,8 +338,12 @@ def _joined(parts: list[dict[str, Any]]) -> str:
 
 
 def _variables(template: str) -> set[str]:
-    from jinja2 import Environment, meta
+    from jinja2 import TemplateError, meta
 
-    template = _GENERATION_TAG.sub("", template)
-    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
-    return meta.find_undeclared_variables(environment.parse(template))
+    made = environment()
+    for name in ("raise_exception", "strftime_now"):  # read, as far as we are concerned
+        del made.globals[name]
+    try:
+        return meta.find_undeclared_variables(made.parse(template))
+    except (TemplateError, RecursionError) as error:
+        raise ModelError(f"The chat template cannot be read as jinja2: {error}") from error

@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,12 +17,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from main.errors import MainError
-from main.system.disk import appearing
-from main.system.folders import cache_folder
+from main.system.notes import keep, kept
 
 log = logging.getLogger(__name__)
 
+NOTES = "probes"  # where answers are kept
 SPREAD = 8.0  # of a copy's logits: beyond what a cap or a multiplier hides
 LIVELY = 0.12  # standard deviation of a copy's matrices where tokens have to see each other
 LARGEST = 100_000_000  # parameters of a copy that is still made
@@ -99,11 +97,11 @@ def _answer(model: Any, config: Any, question: Question) -> Any:
     key = _key(model, config, question)
     if key not in _KNOWN:
         keeps = type(model).__module__.startswith("transformers.")
-        found = _kept(key) if keeps else None
+        found = kept(NOTES, key) if keeps else None
         if found is None:
             found, measured = _ask(model, config, question)
             if keeps and measured:
-                _keep(key, found)
+                keep(NOTES, key, found)
         _KNOWN[key] = found
     return _KNOWN[key]
 
@@ -139,28 +137,6 @@ def _key(model: Any, config: Any, question: Question) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _kept(key: str) -> Any:
-    """What an earlier process found; None where there is no such note."""
-    try:
-        return json.loads(_note(key).read_text(encoding="utf-8"))["answer"]
-    except (OSError, ValueError, KeyError, TypeError, MainError):
-        return None
-
-
-def _keep(key: str, found: Any) -> None:
-    """A disk that refuses it costs the next process a second, and this one nothing."""
-    try:
-        _note(key).parent.mkdir(exist_ok=True)
-        with appearing(_note(key)) as temporary:
-            temporary.write_text(json.dumps({"answer": found}), encoding="utf-8")
-    except (OSError, MainError) as error:
-        log.debug("what the probe found is not kept: %s", error)
-
-
-def _note(key: str) -> Path:
-    return cache_folder() / "probes" / f"{key[:32]}.json"
-
-
 def _ask(model: Any, config: Any, question: Question) -> tuple[Any, bool]:
     """The answer, and whether it is a copy's: what a lack of memory hid is asked again."""
     # A configuration may be made small in ways that its model does not bear: any error is that
@@ -188,8 +164,8 @@ def _ask(model: Any, config: Any, question: Question) -> tuple[Any, bool]:
 def _sizes() -> Iterator[dict[str, int]]:
     """The smallest first; what a family cannot have smaller stays in the next."""
     heads = {"head_dim", "num_attention_heads", "num_key_value_heads"}
-    for kept in (set(), {"head_dim"}, heads, {*heads, "hidden_size"}, set(SMALL)):
-        sizes = {name: size for name, size in SMALL.items() if name not in kept}
+    for unchanged in (set(), {"head_dim"}, heads, {*heads, "hidden_size"}, set(SMALL)):
+        sizes = {name: size for name, size in SMALL.items() if name not in unchanged}
         yield sizes
         if "hidden_size" in sizes:
             yield sizes | STATE_SPACES
