@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from main.system.masking import MASK, masked, names_secret
+
 log = logging.getLogger(__name__)
 
 FILE = "training.json"
@@ -49,6 +51,9 @@ class TrainingRecord:
     call: dict[str, Any] = field(default_factory=dict)
 
 
+_EMPTY = asdict(TrainingRecord())
+
+
 def write_record(directory: Path, record: TrainingRecord) -> None:
     text = json.dumps(asdict(record), ensure_ascii=False, indent=1)
     (directory / FILE).write_text(text + "\n", encoding="utf-8")
@@ -62,28 +67,37 @@ def read_record(folder: str | os.PathLike[str] | None) -> TrainingRecord | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name: content[f.name] for f in fields(TrainingRecord) if f.name in content}
-    except (ValueError, TypeError) as error:
+        wrong = [n for n, value in known.items() if type(value) is not type(_EMPTY[n])]
+        if wrong:
+            raise ValueError(f"'{wrong[0]}' is no {type(_EMPTY[wrong[0]]).__name__}")
+    except (ValueError, TypeError, RecursionError) as error:
         log.warning("%s is damaged and not used: %s", path, error)
         return None
     return TrainingRecord(**known)
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON keeps it; of functions and models the name."""
-    if isinstance(value, bool | int | float | str | None):
+    """A value as JSON keeps it, without secrets; of functions and models the name."""
+    if isinstance(value, bool | int | float | None):
         return value
+    if isinstance(value, str):
+        return masked(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): _named(str(k), v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(v) for v in value]
     if isinstance(value, os.PathLike):
-        return str(value)
+        return masked(str(value))
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def arguments_of(options: Any) -> dict[str, Any]:
     """The fields of an options class; the objects in them are neither copied nor stored."""
-    return {f.name: plain(getattr(options, f.name)) for f in fields(options)}
+    return {f.name: _named(f.name, getattr(options, f.name)) for f in fields(options)}
+
+
+def _named(name: str, value: Any) -> Any:
+    return MASK if names_secret(name) and value else plain(value)
 
 
 def template_digest(tokenizer: Any) -> str:

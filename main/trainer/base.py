@@ -294,7 +294,7 @@ class BaseTrainer:
         return TrainingRecord(
             library=__version__,
             method=self._public_name(),
-            base=str(self.setup.from_pretrained),
+            base=plain(str(self.setup.from_pretrained)),
             base_digest=self.base_digest,
             loader=self.setup.loader_name,
             plain_text=isinstance(self.template, PlainText),
@@ -347,7 +347,7 @@ class BaseTask(Task):
     def around(self) -> dict[str, Any]:
         return {
             "main": __version__,
-            "from_pretrained": str(self.setup.from_pretrained),
+            "from_pretrained": plain(str(self.setup.from_pretrained)),
             "data_path": plain(self.setup.data_path),
             "device": str(self.policy.device),
         }

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from main.errors import ConfigError, GenerationError, MissingExtraError
 from main.models.merging import is_a_change_of_weights, merged_weights
 from main.predictor.sampling import GenerationOptions
+from main.system.masking import masked
 from main.trainer.rollout.following import (
     PROBE_SEED,
     AdapterFolder,
@@ -51,6 +52,9 @@ class Server(NamedTuple):
     timeout: float
     attempts: int = ATTEMPTS
 
+    def __str__(self) -> str:
+        return masked(self.url)
+
     def get(self, path: str) -> Any:
         """The response to GET, whatever its status below 500."""
         return self._send("get", path, None)
@@ -64,7 +68,7 @@ class Server(NamedTuple):
         response = self._send("post", path, body)
         if response.status_code >= 400:
             raise GenerationError(
-                f"the vLLM server at {self.url} refuses {path} with status "
+                f"the vLLM server at {self} refuses {path} with status "
                 f"{response.status_code}: {response.text[:500]}"
             )
         return response
@@ -91,7 +95,7 @@ class Server(NamedTuple):
                     return response
                 found = f"fails with status {response.status_code}: {response.text[:200]}"
         raise GenerationError(
-            f"the vLLM server at {self.url} {found} ({path}, {self.attempts} attempts). See its "
+            f"the vLLM server at {self} {found} ({path}, {self.attempts} attempts). See its "
             f"terminal; start it with `{HOW_TO_START}` and go on from the last checkpoint with "
             "resume_from_checkpoint='auto'."
         ) from problem
@@ -181,7 +185,7 @@ class ServerSampler(Sampler):
         ids = list(choice["token_ids"])
         if len(logprobs) != len(ids):
             raise GenerationError(
-                f"the vLLM server at {self.server.url} returned {len(ids)} tokens and "
+                f"the vLLM server at {self.server} returned {len(ids)} tokens and "
                 f"{len(logprobs)} log-probabilities for one completion."
             )
         return Completion(ids, logprobs, ended=choice["finish_reason"] == "stop")
@@ -247,15 +251,16 @@ class _Weights:
 
 
 def _weights_client(url: str, policy: Any) -> _Weights:
+    where = masked(url)
     if policy.device.type != "cuda":
         raise ConfigError(
-            f"the vLLM server at {url} does not load adapters while it runs, and merged weights "
+            f"the vLLM server at {where} does not load adapters while it runs, and merged weights "
             f"can be sent between GPUs only (the policy is on '{policy.device}'). Start it with "
             f"`{HOW_TO_START}`."
         )
     if not is_a_change_of_weights(policy):
         raise ConfigError(
-            f"the vLLM server at {url} takes merged weights, and this adapter is more than a "
+            f"the vLLM server at {where} takes merged weights, and this adapter is more than a "
             f"change of weights (see main.models.merging). Start it with `{HOW_TO_START}`."
         )
     try:
@@ -264,6 +269,6 @@ def _weights_client(url: str, policy: Any) -> _Weights:
         raise MissingExtraError("trl", "trl", "sending weights to a vLLM server") from error
     except RuntimeError as error:
         raise ConfigError(
-            f"the vLLM server at {url} cannot follow the policy: {error} Or start it with "
+            f"the vLLM server at {where} cannot follow the policy: {error} Or start it with "
             f"`{HOW_TO_START}`."
         ) from error
