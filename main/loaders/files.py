@@ -11,6 +11,9 @@ from main.loaders import strict_json
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = " \t\r\n"
+_BLOCK = 2**16
+LONGEST_LINE = 2**26  # bytes; a row with a picture inside has a tenth of it
+LARGEST_ARRAY = 2**31  # bytes; its text is held in memory
 
 # (row number, what is wrong with it) -> None
 OnBad = Callable[[int, str], None]
@@ -56,7 +59,7 @@ def read_rows(
 
 def _read_lines(path: Path, on_bad: OnBad) -> Iterator[tuple[int, dict[str, Any]]]:
     with _open(path) as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(_lines(stream), start=1):
             if number == 1:
                 line = line.removeprefix(_BOM)
             if not line.strip():
@@ -68,8 +71,19 @@ def _read_lines(path: Path, on_bad: OnBad) -> Iterator[tuple[int, dict[str, Any]
                 yield number, row
 
 
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Of one that is too long its beginning, one byte more than a line may have."""
+    while line := stream.readline(LONGEST_LINE + 1):
+        rest = line
+        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = stream.readline(LONGEST_LINE + 1)
+        yield line
+
+
 def _parse_line(line: bytes) -> tuple[dict[str, Any] | None, str]:
     """(row, '') or (None, problem)."""
+    if len(line) > LONGEST_LINE:
+        return None, f"the line has more than {LONGEST_LINE:,} bytes, which is no row."
     try:
         row = strict_json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -120,6 +134,12 @@ def _refuse_rest(path: Path, text: str, position: int) -> None:
 
 def _read_text(path: Path) -> str:
     with _open(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > LARGEST_ARRAY:
+            raise DataError(
+                f"{path} has {size:,} bytes, and {LARGEST_ARRAY:,} are the most of an array, which "
+                "is held in memory. Write one JSON object a line."
+            )
         data = stream.read().removeprefix(_BOM)
     try:
         return data.decode("utf-8")
@@ -156,8 +176,8 @@ def _open(path: str | Path) -> BinaryIO:
 
 
 def _first_character(stream: BinaryIO) -> bytes:
-    for line in stream:
-        text = line.removeprefix(_BOM).strip()
+    while block := stream.read(_BLOCK):
+        text = block.removeprefix(_BOM).strip()
         if text:
             return text[:1]
     return b""

@@ -7,10 +7,12 @@ integers and deep nesting with errors of its own.
 import json
 import math
 import sys
+from collections import Counter
 from typing import Any
 
 DEEPEST = 100  # levels of lists and objects; what reads a row later is recursive too
 MOST_DIGITS = 1000  # of an integer
+MOST_KEYS = 100_000  # of one object
 
 
 class NotJson(ValueError):
@@ -116,10 +118,12 @@ def _int(text: str) -> int:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MOST_KEYS:
+        raise NotJson(f"an object has {len(pairs):,} keys, and {MOST_KEYS:,} are the most.")
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in seen.items() if count > 1)
         raise NotJson(f"{twice!a} stands twice in one object; remove one of the two.")
     return found
 
