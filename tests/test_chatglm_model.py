@@ -165,7 +165,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     folder = write_checkpoint(tmp_path)
     (folder / "model.safetensors").unlink()
     torch.save({"transformer.output_layer.weight": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="holds more than tensors"):
+    with pytest.raises(ModelError, match=r"names (builtins|__builtin__)\.exec, which is no tensor"):
         load_model(folder)
 
 

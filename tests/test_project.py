@@ -37,7 +37,8 @@ def test_the_folder_of_a_test_is_made_in_one_place():
 LAYERS = (
     ("errors", "types"),
     ("options",),
-    ("system", "vision", "chatglm"),
+    ("system",),
+    ("vision", "chatglm"),
     ("models",),
     ("dialogue",),
     ("loaders",),

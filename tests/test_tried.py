@@ -20,7 +20,10 @@ ATTACKS = {
     "a string that doubles": ("{% set ns = namespace(text='aa') %}" + TWICE, "takes more memory"),
     "a field of a format": ("{{ '%3000000000d' % 1 }}", "takes more memory"),
     "blanks around a word": ("{{ 'a' | center(3000000000) }}", "takes more memory"),
-    "words of nobody": ("{% for i in range(99999) %}blah {% endfor %}", "writes 499,995 characters"),
+    "words of nobody": (
+        "{% for i in range(99999) %}blah {% endfor %}",
+        "writes 499,995 characters",
+    ),
     "loops in loops": (LOOP, "takes more than 3 s"),
     "only where a word is said": (
         "{% if 'sesame' in messages[-1].content %}{{ 'a' * 10 ** 11 }}{% endif %}" + GOOD,

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from main.chatglm.kind import Kind, kind_of, read_json
+from main.chatglm.kind import Kind, kind_of
 from main.chatglm.vocabulary import control_ids
 from main.errors import ModelError
+from main.system.settings import read_settings
 
 # Settings that Glm's layers cannot follow: name -> the one value that they do follow.
 FIXED = {
@@ -33,7 +34,7 @@ STOP_NAMES = ("<|user|>", "<|observation|>")
 
 def load_config(folder: Path) -> Any:
     """The GlmConfig of an original folder; see `map_config`."""
-    return map_config(read_json(folder / "config.json"), folder)
+    return map_config(read_settings(folder / "config.json"), folder)
 
 
 def map_config(raw: Mapping[str, Any], folder: Path) -> Any:

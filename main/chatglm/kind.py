@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from main.errors import ModelError
+from main.system.settings import read_settings
 
 Kind = Literal["chatglm2", "chatglm3", "glm4"]
 
@@ -14,14 +15,14 @@ GLM4_CLASS = "ChatGLM4Tokenizer"
 
 def is_chatglm(folder: Path) -> bool:
     """Whether the folder is an original checkpoint, which declares code of its own."""
-    config = read_json(folder / "config.json")
+    config = read_settings(folder / "config.json")
     code = str(config.get("auto_map") or "")
     return config.get("model_type") == "chatglm" or "configuration_chatglm" in code
 
 
 def is_chatglm_tokenizer(folder: Path) -> bool:
     """Whether the folder's tokenizer is an original one, or ChatGLM2's or 3's as saved here."""
-    config = read_json(folder / "tokenizer_config.json")
+    config = read_settings(folder / "tokenizer_config.json")
     return config.get("tokenizer_class") in (TOKENIZER_CLASS, GLM4_CLASS) or is_chatglm(folder)
 
 
@@ -35,13 +36,13 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         ModelError: ChatGLM-6B, or nothing tells ChatGLM2 from ChatGLM3.
     """
-    config = read_json(folder / "config.json")
+    config = read_settings(folder / "config.json")
     if "position_encoding_2d" in config or (folder / "ice_text.model").is_file():
         raise ModelError(
             f"'{folder}' is ChatGLM-6B, the first generation, whose layers and vocabulary differ "
             "from those of all later ones. Use ChatGLM2, ChatGLM3 or GLM-4."
         )
-    tokenizer = read_json(folder / "tokenizer_config.json")
+    tokenizer = read_settings(folder / "tokenizer_config.json")
     if tokenizer.get("tokenizer_class") == GLM4_CLASS:
         return "glm4"
     code = folder / "tokenization_chatglm.py"
@@ -60,20 +61,3 @@ def kind_of(folder: Path) -> Kind:
         "in it tells which. Put tokenization_chatglm.py of the original into it (it is read, not "
         "run), or name the folder chatglm2-6b or chatglm3-6b."
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} when there is no such file.
-
-    Raises:
-        ModelError: the file is not JSON in UTF-8, or no object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON in UTF-8: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold an object; found {type(value).__name__}.")
-    return value

@@ -9,8 +9,9 @@ template keeps those of a message apart: MARK inside a name makes letters of it.
 from pathlib import Path
 from typing import Any
 
-from main.chatglm.kind import kind_of, read_json
+from main.chatglm.kind import kind_of
 from main.errors import MissingFileError, ModelError
+from main.system.settings import read_settings
 
 MARK = "\ufdd0"  # a code point that Unicode keeps free of characters; shown as nothing
 PREFIX = {
@@ -34,7 +35,7 @@ def control_ids(folder: Path) -> dict[str, int]:
     if kind != "glm4":
         size = len(read_pieces(folder).pieces)
         return {name: size + i for i, name in enumerate(AFTER_PIECES[kind])}
-    named = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    named = read_settings(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     if not named:
         raise ModelError(
             f"'{folder}': tokenizer_config.json has no 'added_tokens_decoder', which holds the "

@@ -1,14 +1,14 @@
 """Weights of an original checkpoint under the names that transformers' Glm gives them."""
 
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from main.chatglm.kind import read_json
 from main.errors import MissingFileError, ModelError
+from main.system.pickles import Unreadable, load_plain
+from main.system.settings import shards
 
 if TYPE_CHECKING:
     import torch
@@ -117,8 +117,8 @@ def _tensors(folder: Path) -> "Iterator[tuple[str, torch.Tensor]]":
 def _files(folder: Path) -> list[Path]:
     """The files of the checkpoint, safetensors where there are both kinds."""
     for whole in ("model.safetensors", "pytorch_model.bin"):
-        index = read_json(folder / f"{whole}.index.json")
-        names = sorted(set(index.get("weight_map", {}).values())) or [whole]
+        names = shards(folder / f"{whole}.index.json")
+        index, names = bool(names), names or [whole]
         files = [folder / name for name in names]
         missing = [file.name for file in files if not file.is_file()]
         if index and missing:
@@ -143,13 +143,9 @@ def _safe_tensors(file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
 
 
 def _pickled_tensors(file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-    import torch
-
     mapped = zipfile.is_zipfile(file)  # torch's first format cannot be mapped into memory
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, EOFError) as error:
-        raise ModelError(
-            f"{file} is damaged or holds more than tensors, which would run code: not loaded."
-        ) from error
+        tensors = load_plain(file, mmap=mapped)
+    except Unreadable as error:
+        raise ModelError(f"{file} is not loaded: it {error}.") from error
     yield from tensors.items()

@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from main.errors import MissingFileError, ModelError
+from main.models.folder import clear_errors
+from main.models.harmless import check_adapter
+from main.system.pickles import Unreadable, load_plain
+from main.system.settings import read_settings
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +33,14 @@ def adapter_config(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         MissingFileError: no such folder, or no adapter in it.
+        ModelError: what is no configuration, or asks for code of others.
     """
     from peft import PeftConfig
 
-    return PeftConfig.from_pretrained(str(adapter_folder(path)))
+    folder = adapter_folder(path)
+    with clear_errors("adapter", folder):
+        check_adapter(read_settings(folder / CONFIG), folder)
+        return PeftConfig.from_pretrained(str(folder))
 
 
 def adapter_folder(path: str | os.PathLike[str]) -> Path:
@@ -50,7 +58,6 @@ def adapter_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _read(folder: Path) -> "dict[str, torch.Tensor]":
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -58,8 +65,10 @@ def _read(folder: Path) -> "dict[str, torch.Tensor]":
         if (folder / WEIGHTS).is_file():
             return load_file(folder / WEIGHTS)
         if (folder / OLD_WEIGHTS).is_file():
-            return torch.load(folder / OLD_WEIGHTS, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError) as error:
+            return load_plain(folder / OLD_WEIGHTS)
+    except Unreadable as error:
+        raise ModelError(f"{folder / OLD_WEIGHTS} is not loaded: it {error}.") from error
+    except SafetensorError as error:
         raise ModelError(f"the adapter weights in '{folder}' are damaged: {error}") from error
     raise MissingFileError(f"adapter '{folder}' has no weights: looked for {WEIGHTS}.")
 

@@ -20,6 +20,7 @@ from main.models.adapter_fit import (
     read_for,
     refuse_prompts,
 )
+from main.models.harmless import check_ranks
 from main.models.lora import (
     LoraOptions,
     check_modules,
@@ -137,6 +138,7 @@ def _with_places(
 
     _refuse_second(model)
     refuse_prompts(config, folder)
+    check_ranks(config, tensors, folder)
     check_architecture(model, config, folder)
     fit_vocabulary(model, config, tensors, misfit(folder, model))
     in_base = embedding_keys(model)

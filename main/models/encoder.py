@@ -4,7 +4,6 @@ A sentence's vector is the mean of its tokens' last hidden states (Reimers and G
 "Sentence-BERT", arXiv 1908.10084, section 3), over the attention mask, divided by its length.
 """
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,11 @@ import torch
 from torch import Tensor
 
 from main.errors import ModelError
+from main.models.folder import clear_errors, local_folder
+from main.models.harmless import check_weights
 from main.models.load import default_device, load_config
 from main.models.tokenizers import load_tokenizer
+from main.system.settings import read_settings
 
 DEFAULT_MAX_LENGTH = 512
 
@@ -97,12 +99,15 @@ class SentenceEncoder:
 def _load(path: str | Path, config: Any) -> Any:
     from transformers import AutoModel
 
-    try:
+    check_weights(local_folder(path), "sentence encoder")
+    with clear_errors("sentence encoder", path):
         model, report = AutoModel.from_pretrained(
-            str(path), config=config, dtype=torch.float32, output_loading_info=True
+            str(path),
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"sentence encoder '{path}' cannot be loaded: {error}") from error
     # Some encoders are saved without the pooler of their class, which the mean does not need.
     missing = [name for name in sorted(report["missing_keys"]) if not name.startswith("pooler.")]
     if missing:
@@ -117,8 +122,6 @@ def _max_length(folder: Path, tokenizer: Any, config: Any) -> int:
     """What the encoder was trained for; longer texts are cut."""
     limits = [DEFAULT_MAX_LENGTH, tokenizer.model_max_length]
     limits.append(getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH)
-    settings = folder / "sentence_bert_config.json"
-    if settings.is_file():
-        found = json.loads(settings.read_text(encoding="utf-8")).get("max_seq_length")
-        limits.append(found or DEFAULT_MAX_LENGTH)
+    found = read_settings(folder / "sentence_bert_config.json").get("max_seq_length")
+    limits.append(found if isinstance(found, int) and found > 0 else DEFAULT_MAX_LENGTH)
     return int(min(limits))

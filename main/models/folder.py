@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from main.errors import MainError, MissingFileError, ModelError
@@ -39,6 +40,10 @@ def nothing_found(what: str, folder: Path, patterns: tuple[str, ...]) -> Missing
     )
 
 
+# What files that are not what they should be make libraries raise.
+_OF_FILES = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError)
+
+
 class clear_errors:
     """Turn what transformers raises while loading into one of our errors that names the path."""
 
@@ -65,5 +70,9 @@ class clear_errors:
                 f"{self.what} '{self.path}' is neither a folder (looked for "
                 f"{Path(self.path).absolute()}) nor could it be had from the hub: {first}"
             ) from error
-        if isinstance(error, OSError | ValueError | KeyError | RuntimeError | SafetensorError):
+        if isinstance(error, UnpicklingError):  # its own words advise to read it with code and all
+            raise ModelError(
+                f"{self.what} '{self.path}' is not loaded: its weights hold more than tensors."
+            ) from None
+        if isinstance(error, (*_OF_FILES, SafetensorError)):
             raise ModelError(f"{self.what} '{self.path}' cannot be loaded: {first}") from error

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from main.models.adapter_files import CONFIG as ADAPTER_CONFIG
 from main.models.training_record import INCIDENTAL
+from main.system.settings import read_settings
 
 CONFIG = "config.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
@@ -61,7 +62,7 @@ def _folder(path: str | os.PathLike[str]) -> Path | None:
 
 
 def _configuration(path: Path) -> str:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_settings(path)
     left_out = {*INCIDENTAL, *ELSEWHERE}
     kept = {k: v for k, v in content.items() if k not in left_out and not k.startswith("_")}
     return json.dumps(kept, sort_keys=True)
@@ -70,7 +71,7 @@ def _configuration(path: Path) -> str:
 def _stretches(path: Path) -> list[Stretch]:
     try:
         return list(_tensors(path))
-    except (ValueError, KeyError, TypeError):  # not of this form
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not of this form
         return [Stretch(path.name, path, 0, path.stat().st_size, FILE_PIECES)]
 
 

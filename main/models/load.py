@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from main.errors import ConfigError, MissingExtraError, ModelError
 from main.models.families import auto_class, original_of
 from main.models.folder import clear_errors, has_any, local_folder, nothing_found
+from main.models.harmless import check_config, check_weights
 
 if TYPE_CHECKING:  # torch and transformers take seconds: loaded by the functions that need them
     import torch
@@ -26,7 +27,8 @@ def load_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False
 
     Raises:
         MissingFileError: no such folder, or no config.json in it.
-        ModelError: a folder that is an adapter, or a configuration that cannot be read.
+        ModelError: a folder that is an adapter, or a configuration that cannot be read, or asks for
+            code of others or for parts without number.
     """
     from transformers import AutoConfig
 
@@ -42,7 +44,9 @@ def load_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False
     if folder and original:
         return original.config(folder)
     with clear_errors("model", path):
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    check_config(config, path)
+    return config
 
 
 def load_model(
@@ -78,6 +82,7 @@ def load_model(
     folder = local_folder(path)
     if folder and not has_any(folder, WEIGHT_PATTERNS):
         raise nothing_found("model", folder, WEIGHT_PATTERNS)
+    check_weights(folder, "model")
     device = default_device() if device is None else device
     dtype = _resolve_dtype(dtype, config, device if device_map is None else default_device())
     with clear_errors("model", path):

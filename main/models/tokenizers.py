@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from main.errors import ModelError
 from main.models.families import original_tokenizer_of
 from main.models.folder import clear_errors, has_any, local_folder, nothing_found
+from main.models.growth import check_growth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ def load_tokenizer(
     Raises:
         MissingFileError: the folder, or every tokenizer file in it, is missing.
         ModelError: only a slow (pure Python) tokenizer exists: it has no offset mapping, which
-            the label spans of training need.
+            the label spans of training need; or it makes texts longer without bound.
     """
     from transformers import AutoTokenizer
 
@@ -40,6 +41,8 @@ def load_tokenizer(
         return original.tokenizer(folder)
     if folder and not has_any(folder, TOKENIZER_FILES) and not trust_remote_code:
         raise nothing_found("tokenizer", folder, TOKENIZER_FILES)
+    if folder:
+        check_growth(folder)
     with clear_errors("tokenizer", path):
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:

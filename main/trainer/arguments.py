@@ -79,7 +79,12 @@ class SetupOptions(LoraOptions, Options):
         if self.template_date is not None and not _is_date(self.template_date):
             found.append(f"template_date={self.template_date!r} must be a date as '2026-12-31'.")
         parts = Path(self.task_name).parts
-        if not parts or ".." in parts or Path(self.task_name).is_absolute():
+        if (
+            not parts
+            or ".." in parts
+            or Path(self.task_name).is_absolute()
+            or "\0" in self.task_name
+        ):
             found.append(
                 f"task_name={self.task_name!r} names folders below save_model/: it must be "
                 "a relative name without '..'."

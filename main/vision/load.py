@@ -1,9 +1,9 @@
 """Which models take images, and what handles theirs."""
 
-import json
 import os
 from typing import Any
 
+from main.system.settings import settings_in
 from main.vision.processor import VisionProcessor, settings_text
 
 SUPPORTED = {
@@ -30,7 +30,8 @@ def load_vision(
     from importlib import import_module
 
     if not tokenizer.chat_template:
-        found = json.loads(settings_text(str(path), "chat_template.json") or "{}")
+        name = "chat_template.json"
+        found = settings_in(settings_text(str(path), name) or "{}", f"{path}: {name}")
         tokenizer.chat_template = found.get("chat_template")
     module, _, cls = name.rpartition(".")
     return getattr(import_module(module), cls)(str(path), config, tokenizer)

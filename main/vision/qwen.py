@@ -6,11 +6,11 @@ slots of a patch.
 """
 
 import inspect
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from main.system.settings import settings_in
 from main.vision.image import Clip, clip_of, image_size, open_frames, open_image
 from main.vision.media import Visual
 from main.vision.processor import Inputs, VisionProcessor, settings_text
@@ -138,7 +138,8 @@ class QwenVision(VisionProcessor):
 
     @cached_property
     def _video_settings(self) -> dict[str, Any]:
-        return json.loads(settings_text(self.path, "video_preprocessor_config.json") or "{}")
+        name = "video_preprocessor_config.json"
+        return settings_in(settings_text(self.path, name) or "{}", f"{self.path}: {name}")
 
     def _slices(self, clip: Clip) -> int:
         """Pairs of frames; an odd last one stands for two."""

@@ -23,6 +23,7 @@ import torch
 from main.errors import CheckpointError
 from main.system.disk import appearing, told
 from main.system.folders import hidden, remove
+from main.system.pickles import Unreadable, load_plain
 from main.trainer.loop.home import Home
 
 STATE = "trainer_state"
@@ -219,7 +220,7 @@ def load_tensors(directory: Path, name: str) -> Any:
     """Read what `save_tensors` wrote: tensors and plain values, no code.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing or damaged, or would run code.
     """
     path = directory / STATE / name
     if not path.is_file():
@@ -228,10 +229,9 @@ def load_tensors(directory: Path, name: str) -> Any:
             "or start anew from its weights with resume_path."
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of damaged bytes torch makes errors of many classes
-        first = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} cannot be read: {first}") from error
+        return load_plain(path)
+    except Unreadable as error:
+        raise CheckpointError(f"{path} cannot be read: it {error}.") from error
 
 
 def random_state() -> dict[str, Any]:

@@ -54,12 +54,21 @@ class RunState:
 
     @classmethod
     def from_json(cls, found: dict[str, Any], where: Path) -> "RunState":
-        """Raises CheckpointError when something is missing, as in a file of another version."""
+        """Raises CheckpointError when something is missing, as in a file of another version.
+
+        Or when it names a checkpoint elsewhere.
+        """
         missing = [f.name for f in fields(cls) if f.name not in found]
         if missing:
             raise CheckpointError(
                 f"{where} does not say {missing}: it is damaged, or another version of this "
                 "library wrote it. Start anew from its weights with resume_path."
+            )
+        best = found["best_checkpoint"]
+        if best is not None and (not isinstance(best, str) or Path(best).name != best):
+            raise CheckpointError(
+                f"{where} calls {best!r} its best checkpoint, which is no folder beside it: it is "
+                "damaged. Start anew from its weights with resume_path."
             )
         values = {f.name: found[f.name] for f in fields(cls)}
         values["memory"] = Memory(**found["memory"])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from main.errors import MissingFileError, ModelError
 from main.models.adapters import adapter_tensors
+from main.system.settings import read_settings
 from main.trainer.policy.logprobs import LogprobModel
 from main.trainer.policy.reference import copy_adapter, switched
 
@@ -158,7 +159,7 @@ def _check_settings(folder: Path, expected: dict[str, Any]) -> None:
             f"critic_resume_path='{folder}' holds no {SETTINGS} and {WEIGHTS}. Give a folder "
             "Critic_<step> that PPO wrote beside a checkpoint."
         )
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_settings(path)
     for name, value in expected.items():
         if found.get(name) != value:
             raise ModelError(

@@ -9,6 +9,8 @@ import torch
 from main.dialogue.renderer import renderer_of
 from main.errors import ConfigError, ModelError
 from main.models import default_device, load_config, load_tokenizer
+from main.models.folder import clear_errors, local_folder
+from main.models.harmless import check_weights
 
 
 def is_reward_model(path: str | Path) -> bool:
@@ -84,12 +86,11 @@ def _load(path: str | Path) -> Any:
             f"reward_from_pretrained='{path}' has {config.num_labels} outputs; a reward model has "
             "one (num_labels=1)."
         )
-    try:
+    check_weights(local_folder(path), "reward model")
+    with clear_errors("reward model", path):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            str(path), config=config, output_loading_info=True
+            str(path), config=config, output_loading_info=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"reward model '{path}' cannot be loaded: {error}") from error
     if report["missing_keys"]:
         raise ModelError(
             f"reward model '{path}' lacks {len(report['missing_keys'])} tensors, e.g. "
