@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import sys
 import zipfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 
-from main.errors import CheckpointError, MainError, ModelError
+from main.errors import CheckpointError, ConfigError, MainError, ModelError
 from main.models import load_adapter, load_config, load_model, load_tokenizer
 from main.models.encoder import SentenceEncoder
 from main.models.training_record import read_record
@@ -335,3 +336,22 @@ def test_an_index_of_knowledge_takes_no_class_that_an_encoder_brings(own_folder,
     with pytest.raises(ModelError, match=r"'evil\.Evil', which is code of others"):
         Index("index", own_folder / "encoder")
     assert not Path(RAN).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column", ["config_json_str", "schema_str"])
+def test_an_index_of_somebody_else_loads_no_model_of_its_own(own_folder, encoder_path, column):
+    sys.path.insert(0, str(ROOT / "examples" / "rag"))
+    from index import Entry, Index
+
+    folder = own_folder / "index"  # chromadb keeps databases open by their paths
+    Index(folder, encoder_path).add([Entry("a", "Cats climb.", "Cats climb.")])
+    assert Index(folder, encoder_path).find("cat", 2.0)
+    settings = {"model_name": "evil", "kwargs": {"trust_remote_code": True}}
+    function = {"type": "known", "name": "sentence_transformer", "config": settings}
+    with sqlite3.connect("index/chroma.sqlite3") as database:
+        ((text,),) = database.execute(f"SELECT {column} FROM collections")
+        content = json.dumps({**json.loads(text), "embedding_function": function})
+        database.execute(f"UPDATE collections SET {column} = ?", (content,))
+    with pytest.raises(ConfigError, match=r"names the embedding function .*sentence_transformer"):
+        Index(folder, encoder_path)

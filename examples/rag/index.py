@@ -19,10 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from foreign import refuse_embedding_functions
 from pieces import pieces
 
 from main.errors import ConfigError, DataError, MissingExtraError, MissingFileError
 from main.loaders import read_rows, row_word
+from main.models.folder import clear_errors
+from main.models.harmless import check_modules
 
 ENCODER = "models/all-MiniLM-L6-v2"
 LAYOUT = "2: pieces"  # of what is stored, see `_records`
@@ -66,8 +69,9 @@ class Index:
     Raises:
         MissingExtraError: chromadb or sentence-transformers is not installed.
         MissingFileError: there is no encoder in the folder named.
+        ModelError: the encoder would run code of others, or cannot be loaded.
         ConfigError: the index was built with another encoder: its distances would mean nothing; or
-            it cannot be read or written.
+            it cannot be read or written, or would load a model of its own.
     """
 
     def __init__(self, folder: str | Path, encoder: str | Path = ENCODER, name: str = "knowledge"):
@@ -75,13 +79,18 @@ class Index:
         marks = {"encoder": _fingerprint(Path(encoder)), "layout": LAYOUT}
         self.folder, self._errors = folder, (chromadb.errors.ChromaError, sqlite3.Error, OSError)
         settings = chromadb.Settings(anonymized_telemetry=False)
+        refuse_embedding_functions(Path(folder))
         with self._clear_errors():
             self._client = chromadb.PersistentClient(str(folder), settings=settings)
             _refuse_other(self._client, name, marks, folder, encoder)
             self._collection = self._client.get_or_create_collection(
                 name, embedding_function=None, metadata={"hnsw:space": "cosine", **marks}
             )
-        self._encoder = sentence_transformers.SentenceTransformer(str(encoder))
+        check_modules(Path(encoder))
+        with clear_errors("sentence encoder", encoder):
+            self._encoder = sentence_transformers.SentenceTransformer(
+                str(encoder), trust_remote_code=False
+            )
 
     def __len__(self) -> int:
         with self._clear_errors():

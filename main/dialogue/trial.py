@@ -41,7 +41,7 @@ def environment() -> Any:
     class Generation(ext.Extension):
         """A tag of transformers' own, around what an assistant wrote."""
 
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012 (jinja2 has it so)
 
         def parse(self, parser: Any) -> list[nodes.Node]:
             next(parser.stream)

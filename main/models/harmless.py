@@ -10,7 +10,7 @@ from typing import Any
 
 from main.errors import ModelError
 from main.system.pickles import Unreadable, check_plain
-from main.system.settings import shards
+from main.system.settings import settings_in, shards
 
 MOST_PARTS = 4096  # layers or experts: each is made, by name, before a weight is read
 MOST_ROUNDS = 1000
@@ -58,6 +58,22 @@ def check_weights(folder: Path | None, what: str) -> None:
             raise ModelError(f"{what} '{folder}' is not loaded: {file.name} {error}.") from error
 
 
+def check_modules(folder: Path) -> None:
+    """Of a sentence encoder in sentence-transformers' form: its modules.json names classes.
+
+    Raises:
+        ModelError: one of somebody else's, or weights that would run code.
+    """
+    for module in _list(folder / "modules.json"):
+        name = module.get("type") if isinstance(module, dict) else None
+        if not str(name).startswith("sentence_transformers."):
+            raise ModelError(
+                f"sentence encoder '{folder}' asks for {name!r}, which is code of others: its "
+                "modules.json may name classes of sentence_transformers alone."
+            )
+    check_weights(folder, "sentence encoder")
+
+
 def check_adapter(settings: dict[str, Any], folder: Path) -> None:
     """Of an adapter_config.json, before peft acts on it.
 
@@ -94,6 +110,15 @@ def check_ranks(config: Any, tensors: dict[str, Any], folder: Path) -> None:
             f"adapter '{folder}' is of rank {wrong[0]:,} by its adapter_config.json, and no side "
             f"of its tensors is longer than {largest:,}. The two files are not of one adapter."
         )
+
+
+def _list(path: Path) -> list[Any]:
+    if not path.is_file():
+        return []
+    found = settings_in(f'{{"modules": {path.read_text(encoding="utf-8")}}}', path)["modules"]
+    if not isinstance(found, list):
+        raise ModelError(f"{path} must hold a list; found {type(found).__name__}.")
+    return found
 
 
 def _with_parts(config: Any) -> Iterator[Any]:

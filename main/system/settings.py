@@ -48,7 +48,7 @@ def shards(index: Path) -> list[str]:
         ModelError: it is no such index, or names a file elsewhere.
     """
     named = read_settings(index).get("weight_map", {})
-    names = set(named.values()) if isinstance(named, dict) else {None}
+    names: set[Any] = set(named.values()) if isinstance(named, dict) else {None}
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise ModelError(f"{index} names the file {name!r}, which is not one beside it.")

@@ -174,7 +174,7 @@ class VisionProcessor(ABC):
         from transformers import AutoImageProcessor
 
         try:
-            return AutoImageProcessor.from_pretrained(self.path)
+            return AutoImageProcessor.from_pretrained(self.path, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
             first = str(error).strip().splitlines()[0]
             raise ModelError(
