@@ -15,7 +15,8 @@ export TOKENIZERS_PARALLELISM := true
 VLLM := $(if $(filter Linux,$(shell uname -s)),install-vllm)
 DEEPSPEED := $(if $(filter Linux,$(shell uname -s)),install-deepspeed)
 
-.PHONY: install install-vllm install-deepspeed assets quickstart test test-long check fast bench data clean
+.PHONY: install install-vllm install-deepspeed assets quickstart test test-long check audit fast bench \
+	data clean
 
 install: $(VENV)/.installed
 
@@ -79,6 +80,18 @@ check: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Known faults of the pinned packages; needs the network. pip-audit has an environment of its own:
+# what looks at packages is none of them.
+AUDIT := $(VENV)/audit
+
+$(AUDIT)/.installed:
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip install -q --disable-pip-version-check pip-audit==2.10.1
+	@touch $@
+
+audit: $(AUDIT)/.installed
+	@$(AUDIT)/bin/python scripts/audit.py constraints.txt
 
 bench: assets $(VLLM)
 	$(RUN) benchmarks/sft.py

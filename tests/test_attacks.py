@@ -17,7 +17,7 @@ from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 
 from main.errors import CheckpointError, ConfigError, MainError, ModelError
-from main.models import load_adapter, load_config, load_model, load_tokenizer
+from main.models import load_adapter, load_config, load_model, load_tokenizer, patterns
 from main.models.encoder import SentenceEncoder
 from main.models.training_record import read_record
 from main.trainer.loop import saving
@@ -228,6 +228,14 @@ ADAPTER = {
         "more than 1000 rounds",
     ),
     "a deep configuration": Attack(text("adapter_config.json", DEEP), adapter, "is not valid JSON"),
+    "a pattern that tries for ever": Attack(
+        setting("adapter_config.json", rank_pattern={"((([a-z_.0-9])*)*)*!": 4}),
+        adapter,
+        "takes more than 1 s to match",
+    ),
+    "what is no pattern": Attack(
+        setting("adapter_config.json", target_modules="(q_proj"), adapter, "no regular expression"
+    ),
     "no configuration": Attack(text("adapter_config.json", "[]"), adapter, "found list"),
     "a header without end": Attack(
         lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 7 + b"\0{}"),
@@ -290,7 +298,10 @@ def test_the_folder_of_a_model_does_nothing_but_hold_it(folders, name):
 
 
 @pytest.mark.parametrize("name", ADAPTER)
-def test_the_folder_of_an_adapter_does_nothing_but_hold_it(folders, adapter_files, name):
+def test_the_folder_of_an_adapter_does_nothing_but_hold_it(
+    folders, adapter_files, name, monkeypatch
+):
+    monkeypatch.setattr(patterns, "SECONDS", 1)
     shutil.copytree(adapter_files, "adapter")
     attacked(ADAPTER[name], folders / "adapter")
 

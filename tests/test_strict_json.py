@@ -10,9 +10,9 @@ import pytest
 
 from main.errors import ConfigError, DataError, MainError, MissingFileError
 from main.evaluation.items import items_of, read_items
-from main.loaders import resolve
+from main.loaders import files, resolve
 from main.loaders.files import read_rows
-from main.loaders.strict_json import DEEPEST, MOST_DIGITS
+from main.loaders.strict_json import DEEPEST, MOST_DIGITS, MOST_KEYS
 
 REFUSED = {
     '{"x": ' + "9" * 5000 + "}": r"a number has 5000 digits, 9999999999\.\.\.; write it as text",
@@ -53,6 +53,27 @@ def test_items_of_an_array_behind_a_refused_one_are_read(tmp_path):
     bad: list[int] = []
     assert list(read_rows(path, on_bad=lambda number, _: bad.append(number))) == [(3, {"x": 3})]
     assert bad == [1, 2, 4]
+
+
+def test_keys_lines_and_arrays_are_bounded(tmp_path, monkeypatch):
+    double = "{" + ", ".join(f'"{i}": 0' for i in range(MOST_KEYS - 1)) + ', "7": 0}'
+    many = "{" + ", ".join(f'"{i}": 0' for i in range(MOST_KEYS + 1)) + "}"
+    problems: list[str] = []
+    path = write(tmp_path / "a.jsonl", f'{double}\n{many}\n{{"x": 1}}\n')
+    read = read_rows(path, on_bad=lambda _, problem: problems.append(problem))
+    assert list(read) == [(3, {"x": 1})]
+    assert problems[0].startswith("'7' stands twice in one object")
+    assert problems[1] == "an object has 100,001 keys, and 100,000 are the most."
+    monkeypatch.setattr(files, "LONGEST_LINE", 100)
+    long = '{"x": "' + "a" * 1000 + '"}'
+    path = write(tmp_path / "b.jsonl", f'{{"x": 1}}\n{long}\n{{"x": 2}}\n{long}')
+    read = read_rows(path, on_bad=lambda number, problem: problems.append(f"{number}: {problem}"))
+    assert [number for number, _ in read] == [1, 3]
+    bad = "the line has more than 100 bytes, which is no row."
+    assert problems[2:] == [f"2: {bad}", f"4: {bad}"]
+    monkeypatch.setattr(files, "LARGEST_ARRAY", 10)
+    with pytest.raises(DataError, match=r"10 are the most of an array.*one JSON object a line"):
+        list(read_rows(write(tmp_path / "a.json", '[{"x": 1}, {"x": 2}]')))
 
 
 def test_what_is_large_and_yet_json_is_read(tmp_path):

@@ -9,6 +9,7 @@ from main.errors import ModelError
 from main.models.adapter_files import read_adapter
 from main.models.families import family_of
 from main.models.lora import LoraOptions, peft_config
+from main.models.patterns import check_patterns
 from main.models.vocabulary import without_doubles
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def read_for(
 ) -> "tuple[Any, dict[str, torch.Tensor]]":
     """As `read_adapter`; an original adapter of its family under transformers' names."""
     config, tensors = read_adapter(path)
+    check_patterns(config, model, Path(path))
     original = family_of(model.config).original
     if original and original.is_adapter(tensors):
         return original.adapter(config, tensors, model.config)
