@@ -68,5 +68,6 @@ def test_no_file_of_a_run_has_a_secret_in_it(own_folder, tiny_model_path):
     for path in files:
         content = path.read_bytes()
         assert not [name for name, value in SECRETS.items() if value.encode() in content], path
+    assert result.checkpoint is not None
     record = json.loads((Path(result.checkpoint) / "training.json").read_text(encoding="utf-8"))
     assert record["setup"]["output_dir"] == "runs ***"
