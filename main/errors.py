@@ -58,7 +58,12 @@ class RewardError(MainError, ValueError):
 
 
 class GenerationError(MainError, RuntimeError):
-    """A request that the predictor cannot answer, such as a prompt longer than the context."""
+    """A request that the predictor cannot answer, such as a prompt longer than the context.
+
+    request: its number among those of the call, where one alone is the cause.
+    """
+
+    request: int | None = None
 
 
 class EngineDiedError(GenerationError):

@@ -17,9 +17,11 @@ from main.models.folder import clear_errors, local_folder
 from main.models.harmless import check_weights
 from main.models.load import default_device, load_config
 from main.models.tokenizers import load_tokenizer
+from main.system.memory import Room
 from main.system.settings import read_settings
 
 DEFAULT_MAX_LENGTH = 512
+_ADVICE = "use a smaller encoder, or another device."
 
 
 class SentenceEncoder:
@@ -61,9 +63,9 @@ class SentenceEncoder:
         new = [text for text in dict.fromkeys(texts) if text not in self._cache]
         new.sort(key=len)  # like lengths together: little padding
         vectors = {text: self._cache[text] for text in texts if text in self._cache}
-        for start in range(0, len(new), self.batch_size):
-            part = new[start : start + self.batch_size]
-            vectors.update(zip(part, self._embed(part), strict=True))
+        room = Room(self.batch_size, "texts of the sentence encoder", _ADVICE, kind=ModelError)
+        rows = (row for part in room.over(new, self._embed) for row in part)
+        vectors.update(zip(new, rows, strict=True))
         self._keep(vectors)
         return (
             torch.stack([vectors[text] for text in texts])
@@ -76,9 +78,13 @@ class SentenceEncoder:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     @torch.no_grad()
-    def _embed(self, texts: list[str]) -> Tensor:
+    def _embed(self, texts: Sequence[str]) -> Tensor:
         inputs = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
         ).to(self.device)
         if inputs["input_ids"].shape[1] == 0:  # blank texts under a tokenizer that adds nothing
             return torch.zeros(len(texts), self.hidden_size)

@@ -4,13 +4,13 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from main.errors import GenerationError
 from main.predictor.decoding import Decoding
 from main.predictor.keeps_states import keeps_states
 from main.predictor.sampling import GenerationOptions
 from main.predictor.states import Recomputed, State, decode_with
+from main.system.memory import is_out_of_memory, release
+from main.system.processes import splits_copies
 
 
 def decode(
@@ -44,11 +44,11 @@ def decode(
                 yield from decode_with(
                     kind(model, batch, options, pad_id, logprobs, vision), batch, stop_ids
                 )
-            except RuntimeError as error:
-                if not _out_of_memory(error):
+            except Exception as error:
+                if not is_out_of_memory(error):
                     raise
                 waiting += _halves(batch, error)
-                _free()
+                release(error)
 
 
 @contextmanager
@@ -65,24 +65,22 @@ def _contiguous_states(model: Any) -> Iterator[None]:
         hook.remove()
 
 
-def _halves(batch: list[Decoding], error: RuntimeError) -> list[list[Decoding]]:
+def _halves(batch: list[Decoding], error: Exception) -> list[list[Decoding]]:
     """Second half first: the list of waiting batches is taken from its end."""
     batch = [row for row in batch if not row.finished]
+    if splits_copies():
+        raise GenerationError(
+            f"out of memory for {len(batch)} requests at once, by a model that is split between "
+            "processes and cannot go on with fewer. Ask for fewer at once (sampling_batch_size)."
+        ) from error
     if len(batch) == 1:
         row = batch[0]
-        raise GenerationError(
+        alone = GenerationError(
             f"out of memory for one request alone: {len(row.prompt_ids)} prompt tokens and up to "
             f"{row.limit} new ones. Shorten the prompt, lower max_new_tokens or use "
             "quantization='4bit'."
-        ) from error
+        )
+        alone.request = row.index
+        raise alone from error
     middle = (len(batch) + 1) // 2
     return [batch[middle:], batch[:middle]]
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _free() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

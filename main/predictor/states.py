@@ -211,11 +211,13 @@ def _refuse_not_finite(logits: torch.Tensor, rows: Sequence[Decoding]) -> None:
     broken = ~logits.amax(-1).isfinite()
     if broken.any():
         row = rows[int(broken.nonzero()[0])]
-        raise GenerationError(
+        error = GenerationError(
             f"the model's logits are not finite (nan or inf) at token {len(row.completion_ids)} of "
             f"request {row.index}: its weights or its adapter are broken, or numbers overflow in "
             "this dtype. Load it with dtype='float32' to tell which."
         )
+        error.request = row.index
+        raise error
 
 
 def _parameters(model: Any) -> Collection[str]:

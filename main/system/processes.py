@@ -46,6 +46,11 @@ def split_model(between: int) -> None:
     _a_copy = between
 
 
+def splits_copies() -> bool:
+    """Whether several processes hold one copy together, and wait for each other in every pass."""
+    return _a_copy > 1
+
+
 def this_copy() -> Member:
     """Whose rows this process computes: its copy of the model among all copies."""
     here = this_process()
@@ -144,6 +149,11 @@ def together(work: Callable[[], T]) -> T:
     result, error = _attempt(work)
     raise_together(error)
     return cast(T, result)
+
+
+def as_it_is(work: Callable[[], T]) -> T:
+    """What `work` returns; instead of `together` where an error cannot wait for the others."""
+    return work()
 
 
 def decide(work: Callable[[], T]) -> T:

@@ -1,11 +1,11 @@
 """What the four trainers share: reading arguments, loading data, tokenizer, model and adapter."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from main import __version__
 from main.dialogue.plain import PlainText
@@ -38,7 +38,8 @@ from main.models.training_record import (
 )
 from main.models.vocabulary import embedding_rows
 from main.options import documentation, parse, raise_all
-from main.system.processes import uses_deepspeed
+from main.system.memory import Room
+from main.system.processes import as_it_is, together, uses_deepspeed
 from main.trainer.arguments import (
     LOOP_ALIASES,
     OF_EVALUATION,
@@ -52,12 +53,16 @@ from main.trainer.loop.home import Home
 from main.trainer.loop.identity import options_of
 from main.trainer.loop.launch import accept_launch
 from main.trainer.loop.run import Loop
-from main.trainer.loop.task import Task
+from main.trainer.loop.task import Run, Task
 from main.trainer.placement import layout, tensor_parallel
+from main.trainer.placement.base import is_shared_out
 from main.trainer.policy.logprobs import LogprobModel
 from main.trainer.policy.reference import Reference
 from main.types import EpochResult
 from main.vision import load_vision
+
+T = TypeVar("T")
+MOST_ROWS = 2**31  # of a pass; what gives the rows has a limit of its own
 
 
 class EncodedRows:
@@ -313,6 +318,7 @@ class BaseTask(Task):
 
     trained: the model without what a placement puts around it; `model` is the one to call where
         gradients are made. Both share all weights.
+    room: for the rows of passes without a gradient.
     """
 
     def __init__(self, trainer: Any, options: Any):
@@ -325,6 +331,18 @@ class BaseTask(Task):
         self.train_data, self.eval_data = trainer.train_data, trainer.eval_data
         self.batch_size = self.setup.batch_size
         self.batch_size_eval = self.setup.batch_size_eval or self.batch_size
+        self.room = Room(MOST_ROWS, "passes without a gradient")
+
+    def open(self, run: Run) -> None:
+        super().open(run)
+        self.room.alone = not is_shared_out(self.trained)
+
+    def agreed(self, passes: Callable[[], T]) -> T:
+        """What passes without a gradient give; all processes raise if one of them fails.
+
+        Where they wait for each other in a pass, the launcher has to end them.
+        """
+        return (together if self.room.alone else as_it_is)(passes)
 
     def save(self, directory: Path) -> None:
         reference = self.held_against

@@ -19,7 +19,7 @@ Dropout of the adapter acts on the policy only.
         print(result)
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -136,13 +136,16 @@ class PreferenceTask(BaseTask):
     def _both(self, rows: Any) -> Tensor:
         return self._score(rows, slice(None))
 
-    def _score(self, rows: list[Row], which: slice) -> Tensor:
+    def _score(self, rows: Sequence[Row], which: slice) -> Tensor:
         """(B, A) log-probabilities of the selected answers, by the model as it is switched."""
+        return torch.cat(list(self.room.over(rows, lambda piece: self._sums(piece, which))))
+
+    def _sums(self, rows: Sequence[Row], which: slice) -> Tensor:
         tensors = to_device(self._lay_out(rows, which), self.run.device)
         logprobs = answer_tokens(self.trained, **tensors).logprobs
         return sums_of(logprobs, tensors["lengths"], self.options.ld_alpha).view(len(rows), -1)
 
-    def _lay_out(self, rows: list[Row], which: slice) -> dict[str, Any]:
+    def _lay_out(self, rows: Sequence[Row], which: slice) -> dict[str, Any]:
         prompts = [row["prompt_ids"] for row in rows]
         answers = [row["answers"][which] for row in rows]
         return lay_out(prompts, answers, self.pad_id, self.share_prompt and len(answers[0]) > 1)
@@ -223,6 +226,11 @@ class PreferenceTask(BaseTask):
 
     def _kl(self, pieces: Iterable[MicroBatch]) -> float:
         """Mean log-ratio of mismatched answers over all processes; not negative."""
+        parts = gather_shares(self.agreed(lambda: self._log_ratios(pieces)))
+        return max(0.0, sum(part[0] for part in parts) / sum(part[1] for part in parts))
+
+    def _log_ratios(self, pieces: Iterable[MicroBatch]) -> tuple[float, int]:
+        """Their sum over the mismatched answers of this process, and how many these are."""
         total, count = 0.0, 0
         with scoring(self.policy):
             for rows, counted, _ in pieces:
@@ -230,8 +238,7 @@ class PreferenceTask(BaseTask):
                 ratios = self._score(rows, slice(1, 2))[:, 0].cpu() - reference
                 if counted:
                     total, count = total + float(ratios.double().sum()), count + len(rows)
-        parts = gather_shares((total, count))
-        return max(0.0, sum(part[0] for part in parts) / sum(part[1] for part in parts))
+        return total, count
 
     def evaluated_names(self) -> list[str]:
         none = torch.zeros(0)

@@ -163,8 +163,7 @@ class GRPOTask(OnlineTask):
     def updates(self, drawn: list[MicroBatch], step: int) -> Iterable[Update]:
         self._follow(step)
         micro_batches, metrics = self._roll_out(drawn, step)
-        for micro in micro_batches:
-            self._score(micro.items)
+        self.agreed(lambda: [self._score(micro.items) for micro in micro_batches])
         if self.options.top_entropy_quantile < 1:
             everything = [sample for micro in micro_batches for sample in micro.items]
             note_forks(everything, counted(micro_batches), self.options.top_entropy_quantile)
@@ -249,30 +248,34 @@ class GRPOTask(OnlineTask):
         metrics = describe(samples, self.part_names)
         return metrics | {"reward/std": (reward_spread(samples), 1)}
 
-    def _score(self, samples: list[Sample]) -> None:
+    def _score(self, samples: Sequence[Sample]) -> None:
         """Log-probs by the reference, and the policy's own where it will have moved."""
-        options = self.options
+        selects, taught = self.options.top_entropy_quantile < 1, self.teacher is not None
+        if self.options.beta or self.updates_per_draw > 1 or selects or taught:
+            for _ in self.room.over(samples, self._score_at_once):
+                pass
+
+    def _score_at_once(self, samples: Sequence[Sample]) -> None:
+        options, model = self.options, self.trained
         if self.teacher is not None:
             taught = self.teacher.logprobs(samples, options.temperature)
             note_tokens(samples, teacher_logprobs=taught)
         moves, selects = self.updates_per_draw > 1, options.top_entropy_quantile < 1
-        if not (options.beta or moves or selects):
-            return
         batch = self._tensors(samples).to(self.policy.device)
         if moves or selects:
-            with scoring(self.model):
-                now = self.model(**batch.inputs(), temperature=options.temperature, entropy=selects)
+            with scoring(model):
+                now = model(**batch.inputs(), temperature=options.temperature, entropy=selects)
             note_tokens(samples, **({"old_logprobs": now.logprobs} if moves else {}))
             note_tokens(samples, **({"entropy": now.entropy} if selects else {}))
         if options.beta:
             assert self.reference is not None
             with self.reference.active():
-                before = self.model(**batch.inputs(), temperature=options.temperature)
+                before = model(**batch.inputs(), temperature=options.temperature)
             note_tokens(samples, ref_logprobs=before.logprobs)
 
     # -- the loss
 
-    def _tensors(self, samples: list[Sample]) -> SampleBatch:
+    def _tensors(self, samples: Sequence[Sample]) -> SampleBatch:
         return collate(samples, self.pad_id, self.shares_prompts)
 
     def collate(self, examples: list[Sample]) -> Batch:

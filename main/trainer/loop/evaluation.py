@@ -1,14 +1,17 @@
 """Every evaluation row once, whatever the number of processes; random states are left alone."""
 
+from collections.abc import Sequence
+
 import torch
 
 from main.loaders.order import shard
-from main.system.processes import gather_shares
+from main.system.memory import Room
+from main.system.processes import as_it_is, gather_shares, together
 from main.trainer.loop import saving
-from main.trainer.loop.memory import Room
 from main.trainer.loop.opening import Opened
 from main.trainer.loop.records import Means, mean_of
-from main.trainer.loop.task import Task
+from main.trainer.loop.task import Metrics, Row, Task
+from main.trainer.placement.base import is_shared_out
 
 
 class Evaluator:
@@ -16,25 +19,29 @@ class Evaluator:
 
     def __init__(self, task: Task, opened: Opened):
         self.task, self.opened = task, opened
-        self.room = Room(task.batch_size_eval, "evaluation batches")
+        alone = task.evaluates_alone and not is_shared_out(task.model)
+        self.room = Room(task.batch_size_eval, "evaluation batches", alone=alone)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
         random_state, model = saving.random_state(), self.opened.run.model
         model.eval()
         try:
-            means = self.room.fitting(self._means)
+            means = (together if self.room.alone else as_it_is)(self._means)
         finally:
             model.train()
             saving.set_random_state(random_state)
         return mean_of(gather_shares(means.state()))
 
-    def _means(self, rows_at_once: int) -> Means:
+    def _means(self) -> Means:
         means, data = Means(), self.task.eval_data
         assert data is not None
-        rank, world = self.opened.rank, self.opened.world
-        for piece in shard(range(len(data)), data.lengths, rows_at_once, rank, world):
-            metrics = self.task.evaluate([data[i] for i in piece.rows], self.opened.device)
-            if piece.counted:
-                means.add(metrics)
+        rank, world, at_once = self.opened.rank, self.opened.world, self.task.batch_size_eval
+        for piece in shard(range(len(data)), data.lengths, at_once, rank, world):
+            for metrics in self.room.over([data[i] for i in piece.rows], self._evaluated):
+                if piece.counted:
+                    means.add(metrics)
         return means
+
+    def _evaluated(self, rows: Sequence[Row]) -> Metrics:
+        return self.task.evaluate(list(rows), self.opened.device)

@@ -1,12 +1,10 @@
-"""Stops that must not lose work: Ctrl-C, a polite kill, and memory that does not suffice."""
+"""Stops that must not lose work: Ctrl-C and a polite kill."""
 
 import signal
 import threading
 import time
 from types import FrameType
 from typing import Any
-
-import torch
 
 from main.system.processes import launched
 
@@ -52,10 +50,3 @@ class StopSignal:
         if self.received == signal.SIGTERM:
             return SystemExit(128 + signal.SIGTERM)
         return KeyboardInterrupt()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for the ways in which torch reports that an allocation failed."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -52,7 +52,7 @@ def accept_launch() -> layout.Layout:
 def make_accelerator(options: LoopOptions, task: Task, home: Home) -> tuple[Any, Precision]:
     """accelerate's object for the set-up that this process was launched with, and its precision."""
     from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
     device = next(task.model.parameters()).device
     on_cpu = device.type == "cpu"
@@ -83,6 +83,8 @@ def make_accelerator(options: LoopOptions, task: Task, home: Home) -> tuple[Any,
         mixed_precision=precision,
         log_with=options.trackers or None,
         project_config=ProjectConfiguration(str(home.output_dir), logging_dir=str(home.logs)),
+        # No pass waits for another process: what does not fit here is computed here once more.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         **settings,
     )
     if alone:

@@ -1,64 +1,43 @@
-"""When memory does not suffice: halve what is computed at once, and keep what is computed."""
-
-import logging
-import traceback
-from collections.abc import Callable
-from typing import TypeVar
+"""A step for which memory does not suffice is made in smaller pieces, on all processes alike."""
 
 import torch
 
-from main.errors import TrainingError
-from main.system.processes import this_process, uses_deepspeed
-from main.trainer.loop.guards import is_out_of_memory
+from main.system.memory import Room, is_out_of_memory
+from main.system.processes import gather_objects, raise_together, this_process
 from main.trainer.loop.task import MicroBatch
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
+
+def all_computed(room: Room, error: Exception | None, largest: int, device: torch.device) -> bool:
+    """Whether every process could compute; otherwise all of them have less room from now on.
+
+    Args:
+        error: what this process met, or None.
+        largest: rows that it computed at once.
+
+    Raises:
+        TrainingError: one row is too much for one of them, or others wait in the middle of a pass.
+        MainError, Exception: an error of another kind, on every process.
+    """
+    if this_process().size == 1 or not room.alone:
+        if error is not None:
+            room.shrink(error, largest)
+        return error is None
+    failed = torch.tensor(float(error is not None), device=device)
+    torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX)
+    if not failed.item():
+        return True
+    raise_together(None if error is None or is_out_of_memory(error) else error)
+    told = gather_objects((largest, str(error)) if error else None)
+    found = {rank: of_rank for rank, of_rank in enumerate(told) if of_rank is not None}
+    rank = min(found, key=lambda rank: found[rank][0])
+    room.shrink(error or MemoryError(f"rank {rank}: {found[rank][1]}"), found[rank][0])
+    return False
 
 
-class Room:
-    """How many rows are computed at once in this run; the task's own number stays as it is."""
-
-    def __init__(self, rows: int, what: str):
-        self.rows, self.what = rows, what
-
-    def shrink(self, error: Exception, largest: int | None = None) -> None:
-        """Half as many from now on, if the error says that memory did not suffice.
-
-        Args:
-            largest: rows that were computed when it happened; by default as many as may be.
-
-        Raises:
-            TrainingError: there is one row only, or other processes wait for this one.
-            Exception: `error`, if it is another.
-        """
-        if not is_out_of_memory(error):
-            raise error
-        largest = min(self.rows, largest or self.rows)
-        if this_process().size > 1 or largest == 1 or uses_deepspeed():
-            raise TrainingError(
-                f"out of memory at {self.what} of {largest} rows: use a smaller batch_size with "
-                "more gradient_accumulation_steps, a smaller max_length, or "
-                "gradient_checkpointing=True."
-            ) from error
-        self.rows = largest // 2
-        log.warning("out of memory: %s of at most %d rows.", self.what, self.rows)
-        traceback.clear_frames(error.__traceback__)  # they hold what was computed so far
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def fitting(self, work: Callable[[int], T]) -> T:
-        """`work` with the number of rows that memory suffices for."""
-        while True:
-            try:
-                return work(self.rows)
-            except Exception as error:
-                self.shrink(error)
-
-    def cut(self, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
-        """The same examples in pieces that fit."""
-        return [
-            MicroBatch(micro.items[start : start + self.rows], micro.counted)
-            for micro in micro_batches
-            for start in range(0, len(micro.items), self.rows)
-        ]
+def cut(micro_batches: list[MicroBatch], rows: int) -> list[MicroBatch]:
+    """The same examples in micro-batches of at most `rows`."""
+    return [
+        micro._replace(items=micro.items[start : start + rows])
+        for micro in micro_batches
+        for start in range(0, len(micro.items), rows)
+    ]

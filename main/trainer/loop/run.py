@@ -53,6 +53,7 @@ class Loop:
         best.check_metric(task, options)
         self.task, self.options, self.home = task, options, home
         self.state, self.signal = RunState(), StopSignal()
+        self.rehearsed = not task.rehearses
         self.opened: Opened | None = None
         self._myself: Callable[[], Generator | None] = lambda: None
 
@@ -97,12 +98,29 @@ class Loop:
     def _trained_epoch(self) -> EpochResult:
         self._do_what_is_due()  # what a resumed run had saved before it was done
         plan = self._plan()
+        self._rehearse(plan)
         while self.state.index < len(plan) and not self._is_over():
             self._train_on(plan[self.state.index])
             self._do_what_is_due()
             if self.state.index < len(plan):
                 self._stop_if_asked()
         return self._result()
+
+    def _rehearse(self, plan: list[list[int]]) -> None:
+        """Once a run the micro-batch with the longest row is tried, if it does not come first.
+
+        Memory that does not suffice shows at once then; weights and random numbers stay.
+        """
+        todo = plan[self.state.index :][: self.total_steps - self.state.step]
+        if self.rehearsed or not todo:
+            return
+        self.rehearsed, lengths = True, self.task.train_data.lengths
+        longest = max(todo, key=lambda rows: max(lengths[row] for row in rows))
+        if longest is not todo[0]:
+            ours = saving.random_state()
+            update = next(iter(self.task.updates(self._draw(longest), self.state.step)))
+            self.stepper.rehearse(update.micro_batches[0])
+            saving.set_random_state(ours)
 
     def _train_on(self, rows: list[int]) -> None:
         """Draw the step's rows for this rank and make the optimizer steps the task asks for."""
@@ -235,6 +253,7 @@ class Loop:
         self.total_steps, self.draws = opened.length
         opened.at_the_end(task.close)
         task.open(opened.run)
+        self.rehearsed |= not opened.placement.rehearses
         self.stepper = Stepper(task, options, opened, state)
         self.throughput = Throughput(task.work, opened.run, self.world)
         self.evaluator = Evaluator(task, opened)

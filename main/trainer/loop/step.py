@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from main.errors import TrainingError
+from main.system.memory import Room
 from main.trainer.arguments import LoopOptions
-from main.trainer.loop.memory import Room
+from main.trainer.loop.finite import what_is_not_finite
+from main.trainer.loop.memory import all_computed, cut
 from main.trainer.loop.opening import Opened
 from main.trainer.loop.records import Means
 from main.trainer.loop.state import RunState
@@ -22,23 +24,41 @@ class Stepper:
 
     def __init__(self, task: Task, options: LoopOptions, opened: Opened, state: RunState):
         self.task, self.options, self.opened, self.state = task, options, opened, state
-        self.room = Room(task.batch_size, "micro-batches")
+        alone = opened.placement.passes_alone
+        self.room = Room(task.batch_size, "micro-batches", alone=alone)
 
     def step(self, micro_batches: list[MicroBatch]) -> int:
         """One step; returns the real tokens that this rank computed."""
-        while True:
+        metrics = None
+        while metrics is None:
+            micro_batches = cut(micro_batches, self.room.rows)
             batches = [self.task.collate(micro.items) for micro in micro_batches]
-            totals = self._totals(micro_batches, batches)
-            try:
-                metrics = self._accumulate(micro_batches, batches, totals)
-                break
-            except Exception as error:
-                self.room.shrink(error, max(len(micro.items) for micro in micro_batches))
-                self.opened.placement.zero_grad()
-                micro_batches = self.room.cut(micro_batches)
+            metrics = self._computed(micro_batches, batches)
+        self.opened.placement.meet()
         self._apply(micro_batches, metrics)
         counted = zip(micro_batches, batches, strict=True)
         return sum(batch.tokens for micro, batch in counted if micro.counted)
+
+    def rehearse(self, micro_batch: MicroBatch) -> None:
+        """Forward and backward, to see whether memory suffices; the gradient is thrown away."""
+        tried = None
+        while tried is None:
+            pieces = cut([micro_batch], self.room.rows)[:1]
+            tried = self._computed(pieces, [self.task.collate(pieces[0].items)])
+        self.opened.placement.zero_grad()
+
+    def _computed(self, micro_batches: list[MicroBatch], batches: list[Batch]) -> Means | None:
+        """None, and no gradient, where memory did not suffice, here or in another process."""
+        totals, metrics, error = self._totals(micro_batches, batches), None, None
+        try:
+            metrics = self._accumulate(micro_batches, batches, totals)
+        except Exception as failure:
+            error = failure
+        largest = max(len(micro.items) for micro in micro_batches)
+        if all_computed(self.room, error, largest, self.opened.device):
+            return metrics
+        self.opened.placement.zero_grad()
+        return None
 
     def _accumulate(
         self, micro_batches: list[MicroBatch], batches: list[Batch], totals: dict[str, float]
@@ -46,7 +66,7 @@ class Stepper:
         means, placement, device = Means(), self.opened.placement, self.opened.device
         for number, (micro, batch) in enumerate(zip(micro_batches, batches, strict=True), 1):
             last = number == len(batches)
-            with placement.passing(last):
+            with placement.passing():
                 output = self.task.loss(to_device(batch.tensors, device), totals)
                 # Gradients are averaged over ranks while `totals` already counts all of them.
                 loss = output.loss * (self.opened.world if micro.counted else 0.0)
@@ -85,10 +105,10 @@ class Stepper:
         return {name: max(value, 1.0) for name, value in zip(names, mine, strict=True)}
 
     def _not_finite(self, micro_batches: list[MicroBatch], norm: float) -> None:
-        rows = [self.task.source(item) for micro in micro_batches for item in micro.items]
+        alone = self.opened.placement.passes_alone
         problem = (
             f"step {self.state.step + 1} of epoch {self.state.epoch}: the gradient norm is {norm}. "
-            f"Source rows of the step: {rows[:64]}."
+            f"{what_is_not_finite(self.task, micro_batches, alone)}"
         )
         if self.options.non_finite == "stop":
             raise TrainingError(

@@ -117,6 +117,10 @@ class Task(ABC):
     # Completions of a prompt: a drawn row comes so often, numbered 0, 1, ... in `example`.
     # batch_size then counts completions.
     samples_per_row: int = 1
+    # Whether `evaluate` waits for no other process, but for the first rows of an evaluation.
+    evaluates_alone: bool = True
+    # Whether `updates` only lays out the rows, so that the longest can be tried beforehand.
+    rehearses: bool = True
     # Further directories of a checkpoint, named <name>_<step>: name -> what writes it.
     companions: Mapping[str, Callable[[Path], None]] = MappingProxyType({})
     work: Work | None = None  # where the model's passes are noted; None = tokens alone are counted

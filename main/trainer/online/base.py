@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from main.dialogue.ends import stop_token_ids
-from main.errors import ConfigError, MainError, RewardError
+from main.errors import ConfigError, GenerationError, MainError, RewardError
 from main.models import context_length
-from main.system.processes import once_a_copy, this_copy, together
+from main.system.processes import as_it_is, once_a_copy, splits_copies, this_copy, together
 from main.trainer.base import BaseTask
 from main.trainer.loop.task import Metrics, MicroBatch, Row, Run
 from main.trainer.online.records import describe, samples_table
@@ -19,7 +19,7 @@ from main.trainer.rewards.functions import Rewards, Scores
 from main.trainer.rewards.notes import TrainerState
 from main.trainer.rewards.scoreable import column_names, completion_texts, scoreable
 from main.trainer.rollout.choice import make_sampler
-from main.trainer.rollout.sampler import Sampler
+from main.trainer.rollout.sampler import Completion, Sampler
 
 SHOWN = 8  # samples in the table of an epoch
 
@@ -34,6 +34,8 @@ class OnlineTask(BaseTask):
     rewards: Rewards
     columns: Sequence[str] = ()  # of the data sets, for reward functions
     shown: str = ""  # the table of the latest draw
+    evaluates_alone = False  # completions are drawn and judged by all together
+    rehearses = False
 
     def __init__(self, trainer: Any, options: Any):
         super().__init__(trainer, options)
@@ -87,15 +89,31 @@ class OnlineTask(BaseTask):
         self, prompts: Sequence[Prompt], seeds: Sequence[int], greedy: bool = False
     ) -> list[Sample]:
         """A completion for each prompt. All processes must call it."""
-        assert self.sampler is not None, "a run is open"
-        sample, ids = self.sampler.sample, [prompt.ids for prompt in prompts]
         with self.run.at_hand():
-            completions = together(lambda: sample(ids, seeds, greedy))
+            # Those that hold one copy wait in the middle of a pass for one that fails.
+            drawn_by = as_it_is if splits_copies() else together
+            completions = drawn_by(lambda: self._completions(prompts, seeds, greedy))
         if not self.options.use_vllm:
-            self._note_work(ids, [c.ids for c in completions])
+            self._note_work([prompt.ids for prompt in prompts], [c.ids for c in completions])
         texts = completion_texts(self.tokenizer, [c.ids for c in completions])
         drawn = zip(prompts, completions, texts, strict=True)
         return [Sample.drawn(prompt, completion, text) for prompt, completion, text in drawn]
+
+    def _completions(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], greedy: bool
+    ) -> list[Completion]:
+        assert self.sampler is not None, "a run is open"
+        try:
+            return self.sampler.sample([prompt.ids for prompt in prompts], seeds, greedy)
+        except GenerationError as error:
+            if error.request is None:
+                raise
+            row = prompts[error.request].row["row"]
+            raise GenerationError(f"{self._when()}, source row {row}: {error}") from error
+
+    def _when(self) -> str:
+        """Of completions that were drawn now: after so many updates of the policy."""
+        return f"after {self.run.step} steps"
 
     def _note_work(self, prompts: list[list[int]], completions: list[list[int]]) -> None:
         """A prompt that follows itself was computed once."""
@@ -122,10 +140,8 @@ class OnlineTask(BaseTask):
     def _scored(self, samples: Sequence[Sample]) -> Scores:
         try:
             return once_a_copy(lambda: self.rewards.score(scoreable(samples, self.columns)))
-        except RewardError:
-            raise
-        except MainError as error:  # what is told of another process: all stop for one reason
-            raise RewardError(str(error)) from error
+        except MainError as error:  # also what is told of another process: all stop for one reason
+            raise RewardError(f"{self._when()}: {error}") from error
 
     @property
     def part_names(self) -> list[str]:

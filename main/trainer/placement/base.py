@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -16,6 +17,8 @@ class Placement:
     """One process, or several with a whole copy of the model each (DDP).
 
     kind_of_state: placements of one kind can go on from each other's checkpoints.
+    passes_alone: no process waits for another in a forward or backward pass.
+    rehearses: a pass can be made whose gradient is thrown away.
 
     Args:
         accelerator: what prepared the model and the optimizer.
@@ -24,17 +27,28 @@ class Placement:
     """
 
     kind_of_state: ClassVar[str] = "Placement"
+    passes_alone: ClassVar[bool] = True
+    rehearses: ClassVar[bool] = True
 
     def __init__(self, accelerator: Any, model: nn.Module, optimizer: Any):
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.trainable = [p for p in model.parameters() if p.requires_grad]
 
-    def passing(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch; gradients meet in the step's last one."""
-        return nullcontext() if last else self.accelerator.no_sync(self.model)
+    def passing(self) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch."""
+        return self.accelerator.no_sync(self.model)
 
     def backward(self, loss: Tensor, last: bool) -> None:
+        """`last`: it is the step's last micro-batch."""
         self.accelerator.backward(loss)
+
+    def meet(self) -> None:
+        """Average the gradients over the processes, after the last micro-batch of a step.
+
+        Not in the backward pass, as DDP does: all first agree that memory has sufficed.
+        """
+        if self.accelerator.num_processes > 1:
+            average(gradients(self.trainable), dist.group.WORLD)
 
     def clip(self, limit: float) -> float:
         """Scale the gradients down to the norm `limit`; returns the norm that they had."""
@@ -81,6 +95,26 @@ class Placement:
         """The model without wrappers."""
         self.zero_grad()
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+
+def gradients(parameters: list[nn.Parameter]) -> list[Any]:
+    """Those of the parameters; 0 where nothing was computed, as another process may have some."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters]
+
+
+def average(tensors: list[Any], group: Any) -> None:
+    """Each becomes its mean over the processes of the group, to the last bit the same in all."""
+    if not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat, group=group)
+    flat /= dist.get_world_size(group)
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, mean in zip(tensors, flat.split(sizes), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def is_shared_out(model: nn.Module) -> bool:

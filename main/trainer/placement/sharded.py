@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from main.errors import ConfigError
 from main.system.processes import this_process
-from main.trainer.placement.base import Placement
+from main.trainer.placement.base import Placement, average, gradients
 from main.trainer.placement.layout import Layout
 from main.trainer.placement.tensor_parallel import is_split, joined, local_part, part_like, split
 from main.trainer.policy.logprobs import scoring
@@ -34,6 +34,8 @@ class Sharded(Placement):
         optimizer: of its trainable parameters.
         layout: how to lay the model over the processes.
     """
+
+    passes_alone = False
 
     def __init__(
         self, accelerator: Any, model: Any, optimizer: torch.optim.Optimizer, layout: Layout
@@ -54,23 +56,16 @@ class Sharded(Placement):
         if self.units:
             _first_pass(prepared, accelerator.device)
 
-    def passing(self, last: bool) -> AbstractContextManager[None]:
+    def passing(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        super().backward(loss, last)
-        if last:
-            self._average()
-
-    def _average(self) -> None:
+    def meet(self) -> None:
         """What all processes have is averaged over all: the copies stay equal to the last bit."""
-        for parameter in self.trainable:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        parts = [local_part(p.grad) for p in self.trainable if is_split(p)]  # type: ignore[arg-type]
-        whole = [p.grad for p in self.trainable if not is_split(p)]
-        _average(parts, self.mesh["copies"].get_group())
-        _average(whole, dist.group.WORLD)  # type: ignore[arg-type]
+        found = list(zip(self.trainable, gradients(self.trainable), strict=True))
+        parts = [local_part(grad) for parameter, grad in found if is_split(parameter)]
+        whole = [grad for parameter, grad in found if not is_split(parameter)]
+        average(parts, self.mesh["copies"].get_group())
+        average(whole, dist.group.WORLD)
 
     def clip(self, limit: float) -> float:
         self.accelerator.unscale_gradients(self.optimizer)
@@ -215,14 +210,3 @@ def _switch(optimizer: torch.optim.Optimizer, now: dict[nn.Parameter, nn.Paramet
     for group in optimizer.param_groups:
         group["params"] = [now[parameter] for parameter in group["params"]]
         group["foreach"] = False  # split and whole tensors cannot be handled in one call
-
-
-def _average(tensors: list[Any], group: Any) -> None:
-    if not tensors:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat, group=group)
-    flat /= dist.get_world_size(group)
-    sizes = [tensor.numel() for tensor in tensors]
-    for tensor, mean in zip(tensors, flat.split(sizes), strict=True):
-        tensor.copy_(mean.view_as(tensor))

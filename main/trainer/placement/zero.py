@@ -19,8 +19,10 @@ class DeepSpeed(Placement):
     """
 
     kind_of_state = "DeepSpeed"
+    passes_alone = False
+    rehearses = False  # it counts the passes of a step
 
-    def passing(self, last: bool) -> AbstractContextManager[None]:
+    def passing(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -30,6 +32,9 @@ class DeepSpeed(Placement):
         engine.backward(loss * engine.gradient_accumulation_steps())
         if last:
             engine.step()
+
+    def meet(self) -> None:
+        """They have met in the backward passes."""
 
     def clip(self, limit: float) -> float:
         return float(self.model.get_global_grad_norm())  # type: ignore[operator]

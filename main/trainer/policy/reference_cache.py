@@ -86,7 +86,8 @@ def _compute(rows: Rows, score: Score, batch_size: int) -> Tensor:
     mine = batches[rank::world]
     # Under sharded weights every process has to take part in every pass.
     turns = -(-len(batches) // world)
-    parts = [score([rows[i] for i in batch]) for batch in mine + batches[:1] * (turns - len(mine))]
+    todo = mine + batches[:1] * (turns - len(mine))
+    parts = together(lambda: [score([rows[i] for i in batch]) for batch in todo])
     shares = gather_shares([part.tolist() for part in parts[: len(mine)]])
     values = torch.empty(len(rows), parts[0].shape[1])
     for other, found in enumerate(shares):

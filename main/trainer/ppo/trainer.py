@@ -140,8 +140,7 @@ class PPOTask(OnlineTask):
         online = self._is_online(step)
         micro_batches = self._samples(drawn, step, online)
         metrics = self.reward(counted(micro_batches))
-        for micro in micro_batches:
-            self._estimate(micro.items)
+        self.agreed(lambda: [self._estimate(micro.items) for micro in micro_batches])
         metrics |= self._credit(micro_batches, online) | {"online": (float(online), 1)}
         for inner in range(self.options.ppo_epochs):
             yield Update(micro_batches, metrics if inner == 0 else None)
@@ -169,8 +168,12 @@ class PPOTask(OnlineTask):
     def held_against(self) -> Reference | None:
         return self.reference
 
-    def _estimate(self, samples: list[Sample]) -> None:
+    def _estimate(self, samples: Sequence[Sample]) -> None:
         """Old log-probs and values by the policy as it is, and the reference's log-probs."""
+        for _ in self.room.over(samples, self._estimate_at_once):
+            pass
+
+    def _estimate_at_once(self, samples: Sequence[Sample]) -> None:
         model, temperature = self.actor_critic, self.options.temperature
         inputs = collate(samples, self.pad_id, share_prompts=False).to(self.policy.device).inputs()
         with scoring(model):
@@ -216,11 +219,15 @@ class PPOTask(OnlineTask):
         """(B,), the critic's value after a cut completion that is to go on beyond its end."""
         if not self.options.bootstrap_truncated:
             return torch.zeros(len(samples))
-        inputs = after_the_end(samples, self.pad_id)
-        device, ended = self.policy.device, torch.tensor([sample.ended for sample in samples])
+        ended = torch.tensor([sample.ended for sample in samples])
+        values = torch.cat(list(self.room.over(samples, self._values_after)))
+        return values.masked_fill(ended, 0.0)
+
+    def _values_after(self, samples: Sequence[Sample]) -> Tensor:
+        inputs, device = after_the_end(samples, self.pad_id), self.policy.device
         with scoring(self.actor_critic):
             values = self.actor_critic(**{name: t.to(device) for name, t in inputs.items()}).values
-        return values.cpu().masked_fill(ended, 0.0)
+        return values.cpu()
 
     def _describe_draw(self, samples: list[Sample], online: bool) -> Metrics:
         metrics = describe(samples, self.part_names)

@@ -11,6 +11,9 @@ from main.errors import ConfigError, ModelError
 from main.models import default_device, load_config, load_tokenizer
 from main.models.folder import clear_errors, local_folder
 from main.models.harmless import check_weights
+from main.system.memory import Room
+
+_ADVICE = "use a smaller reward model, or shorter completions (max_completion_length)."
 
 
 def is_reward_model(path: str | Path) -> bool:
@@ -50,10 +53,8 @@ class RewardModel:
     ) -> list[float]:
         """The model's output for each dialogue; beyond `max_length` its beginning is cut off."""
         texts = [self._text(p, c) for p, c in zip(prompts, completions, strict=True)]
-        scores: list[float] = []
-        for start in range(0, len(texts), self.batch_size):
-            scores += self._score(texts[start : start + self.batch_size])
-        return scores
+        room = Room(self.batch_size, "dialogues of the reward model", _ADVICE, kind=ModelError)
+        return [score for scores in room.over(texts, self._score) for score in scores]
 
     def _text(self, prompt: Any, completion: Any) -> str:
         if isinstance(prompt, str):
@@ -64,10 +65,10 @@ class RewardModel:
         return "\n".join(message["content"] for message in messages)
 
     @torch.no_grad()
-    def _score(self, texts: list[str]) -> list[float]:
+    def _score(self, texts: Sequence[str]) -> list[float]:
         self.tokenizer.truncation_side, self.tokenizer.padding_side = "left", "right"
         inputs = self.tokenizer(
-            texts,
+            list(texts),
             padding=True,
             truncation=True,
             max_length=self.max_length,
