@@ -21,6 +21,7 @@ from main.trainer.rewards.model import RewardModel
 METHODS = list(four_trainers.METHODS)
 SETUP: dict[str, dict[str, Any]] = {"grpo": {"share_prompts": False}}
 OPTIONS: dict[str, dict[str, Any]] = {"ppo": {"bootstrap_truncated": True}}
+LONG = pytest.mark.long
 
 LAUNCHED = """
 import os, sys
@@ -146,7 +147,9 @@ def test_training_drawing_references_critic_and_evaluation_give_the_same_in_piec
     assert ("evaluation batches of at most 1 rows" in caplog.text) == (method in ("lora", "dpo"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [m if m in ("lora", "grpo") else pytest.param(m, marks=LONG) for m in METHODS]
+)
 def test_a_run_that_memory_ended_leaves_the_trainer_as_it_was(method, tiny_model_path):
     fresh, tried = (make_trainer(method, tiny_model_path, name) for name in ("fresh", "tried"))
     before = adapter(tried)
