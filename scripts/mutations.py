@@ -207,7 +207,7 @@ CHANGES = [
         "a reward that is no number taken",
         "or not abs(float(value)) <= LARGEST",
         "or False",
-        "test_finite.py::test_in_a_reward[nan-grpo]",
+        "test_finite.py::test_in_a_reward[inf-grpo]",
     ),
     Change(
         "a completion that nobody judged taken",
