@@ -5,6 +5,7 @@ import difflib
 import inspect
 import logging
 import math
+import pathlib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -129,7 +130,7 @@ def _read(
                 f"'{spelt[field]}' and '{name}' are the same argument: give one of them."
             )
             continue
-        values[field], spelt[field] = value, name
+        values[field], spelt[field] = _at_home(value, hints[field]), name
         problems += _wrong(name, value, hints[field])
     required = [
         name
@@ -146,6 +147,17 @@ def _wrong(name: str, value: Any, hint: Any) -> list[str]:
     if not _fits(value, hint):
         return [f"{name}={value!r} must be {_describe(hint)}, not {type(value).__name__}."]
     return [] if _is_finite(value) else [f"{name}={value!r} must be finite."]
+
+
+def _at_home(value: Any, hint: Any) -> Any:
+    """A path from the home folder on, where `~` stands for it."""
+    if pathlib.Path not in typing.get_args(hint):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(_at_home(inner, hint) for inner in value)
+    if isinstance(value, str) and value.startswith("~"):
+        return str(pathlib.Path(value).expanduser())
+    return value.expanduser() if isinstance(value, pathlib.Path) else value
 
 
 def documentation(options: type) -> str:

@@ -58,11 +58,17 @@ def letters(prompts: list, completions: list, **columns: Any) -> list[float]:
 
 def make_trainer(method: str, model: str | Path, **changes: Any) -> Any:
     data = {split: f"{method}_{split}.jsonl" for split in ("train", "dev")}
-    arguments = {"max_length": 128, "batch_size": 4, "lora_r": 4, "task_name": method}
+    arguments: dict[str, Any] = {
+        "data_path": data,
+        "max_length": 128,
+        "batch_size": 4,
+        "lora_r": 4,
+        "task_name": method,
+    }
     if method == "ppo":
         arguments |= {"ratio_for_rlhf": 1.0}
     module = importlib.import_module(f"main.trainer.{method}")
-    return module.Trainer(from_pretrained=model, data_path=data, **(arguments | changes))
+    return module.Trainer(from_pretrained=model, **(arguments | changes))
 
 
 def run(trainer: Any, method: str, **options: Any) -> Any:

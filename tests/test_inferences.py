@@ -418,7 +418,7 @@ def test_arguments_are_checked_before_any_work(tmp_path, save):
         inference_with_data_path(data, Echo(), data)
     with pytest.raises(ConfigError, match="is a folder; name a file in it"):
         inference_with_data_path(data, Echo(), tmp_path)
-    with pytest.raises(MissingFileError, match=r"none\.json does not exist"):
+    with pytest.raises(MissingFileError, match=r"none\.json' does not exist"):
         inference_with_data_path(tmp_path / "none.json", Echo(), save)
     with pytest.raises(DataError, match="has no rows"):
         inference_with_data([], Echo(), save)

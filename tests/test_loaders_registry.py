@@ -27,18 +27,25 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8-sig")
 
 
+def paths(*arguments: Any) -> dict[str, Path | None]:
+    """Split -> its one file."""
+    found = resolve(*arguments)
+    assert all(len(source.parts) == 1 for source in found.values())
+    return {split: source.parts[0].path for split, source in found.items()}
+
+
 def test_files_are_found_from_the_working_directory_then_from_the_registry(registry: Path) -> None:
-    assert resolve("law") == {"train": Path("data/train.json"), "dev": Path("data/dev.json")}
+    assert paths("law") == {"train": Path("data/train.json"), "dev": Path("data/dev.json")}
     (registry.parent.parent / "dev.json").write_text("[]")
-    assert resolve("law")["dev"] == Path("dev.json")
+    assert paths("law")["dev"] == Path("dev.json")
 
 
 def test_a_mapping_and_a_file_need_no_registry(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_text("")
     missing = tmp_path / "none" / "present.json"
-    assert resolve({"train": file, "test": str(file)}, missing) == {"train": file, "test": file}
-    assert resolve(str(file), missing) == {"train": file}
+    assert paths({"train": file, "test": str(file)}, missing) == {"train": file, "test": file}
+    assert paths(str(file), missing) == {"train": file}
 
 
 def test_an_unknown_name_offers_the_nearest_and_lists_all(registry: Path) -> None:
@@ -75,7 +82,7 @@ def test_an_unknown_split_is_refused(registry: Path) -> None:
         ("{", r"present\.json line 1: not valid JSON: Expecting property name"),
         ('{"law": "train.json"}', "'law' must map splits to files"),
         ('{"law": {}}', "'law' must map splits to files"),
-        ('{"law": {"train": 3}}', "'train' must be a path; found 3"),
+        ('{"law": {"train": 3}}', "'train' must be a path, rows or a data set; found 3"),
     ],
 )
 def test_a_broken_registry_is_explained(registry: Path, content: str, message: str) -> None:

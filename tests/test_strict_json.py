@@ -10,7 +10,7 @@ import pytest
 
 from main.errors import ConfigError, DataError, MainError, MissingFileError
 from main.evaluation.items import items_of, read_items
-from main.loaders import files, resolve
+from main.loaders import resolve, streams
 from main.loaders.files import read_rows
 from main.loaders.strict_json import DEEPEST, MOST_DIGITS, MOST_KEYS
 
@@ -64,14 +64,14 @@ def test_keys_lines_and_arrays_are_bounded(tmp_path, monkeypatch):
     assert list(read) == [(3, {"x": 1})]
     assert problems[0].startswith("'7' stands twice in one object")
     assert problems[1] == "an object has 100,001 keys, and 100,000 are the most."
-    monkeypatch.setattr(files, "LONGEST_LINE", 100)
+    monkeypatch.setattr(streams, "LONGEST_LINE", 100)
     long = '{"x": "' + "a" * 1000 + '"}'
     path = write(tmp_path / "b.jsonl", f'{{"x": 1}}\n{long}\n{{"x": 2}}\n{long}')
     read = read_rows(path, on_bad=lambda number, problem: problems.append(f"{number}: {problem}"))
     assert [number for number, _ in read] == [1, 3]
     bad = "the line has more than 100 bytes, which is no row."
     assert problems[2:] == [f"2: {bad}", f"4: {bad}"]
-    monkeypatch.setattr(files, "LARGEST_ARRAY", 10)
+    monkeypatch.setattr(streams, "LARGEST_ARRAY", 10)
     with pytest.raises(DataError, match=r"10 are the most of an array.*one JSON object a line"):
         list(read_rows(write(tmp_path / "a.json", '[{"x": 1}, {"x": 2}]')))
 

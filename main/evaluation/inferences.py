@@ -69,11 +69,12 @@ class Plan(NamedTuple):
 
 
 def inference_with_data_path(
-    data_path: str | Path,
+    data_path: Any,
     batcher: Batcher,
     save_path: str | Path,
     batch_size: int = 4,
     *,
+    split: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
     split_thoughts: bool = False,
@@ -82,19 +83,20 @@ def inference_with_data_path(
     """Answer the rows of a file; see inference_with_data for the arguments not named here.
 
     Args:
-        data_path: a JSON array, or one JSON object a line, with rows of any format of the library:
-            conversations (the last turn, if the assistant's, is the gold answer), conversations
-            with gold_answers, prompt/answer, context/target, or query/history.
+        data_path: a file, a list of files, or what else `main.loaders.resolve` takes, with rows of
+            any format of the library: conversations (the last turn, if the assistant's, is the gold
+            answer), conversations with gold_answers, prompt/answer, context/target, query/history;
+            or of a shape that `loader_name="auto"` knows, as Alpaca's.
+        split: which one is asked, of a registered data set, a folder or a `DatasetDict`.
 
     Raises:
         MissingFileError: there is no such file.
         DataError, ConfigError: as inference_with_data.
     """
-    if Path(data_path).resolve() == Path(save_path).resolve():
-        raise ConfigError(f"save_path={str(save_path)!r} is data_path itself; name another file.")
+    _check_apart(data_path, save_path)
     how = How(batch_size, overwrite, retry_failed, split_thoughts, progress)
     _check_arguments(batcher, how)
-    return _run(read_items(data_path), batcher, save_path, how)
+    return _run(read_items(data_path, split), batcher, save_path, how)
 
 
 def inference_with_data(
@@ -227,6 +229,16 @@ def _work(
         claims.stop()
         return error
     return None
+
+
+def _check_apart(data: Any, save_path: str | Path) -> None:
+    paths = data if isinstance(data, list | tuple) else [data]
+    target = Path(save_path).expanduser().resolve()
+    for path in paths:
+        if isinstance(path, str | Path) and Path(path).expanduser().resolve() == target:
+            raise ConfigError(
+                f"save_path={str(save_path)!r} is data_path itself; name another file."
+            )
 
 
 def _check_arguments(batcher: Any, how: How) -> None:

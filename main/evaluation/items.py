@@ -1,17 +1,20 @@
 """Rows of a data file, in any format of the library -> questions with their gold answers."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from main.errors import DataError
-from main.loaders.files import read_rows, row_word
+from main.errors import ConfigError, DataError, MissingFileError
+from main.loaders import resolve
 from main.loaders.format import Question
 from main.loaders.question import text_question
 from main.loaders.registry import LOADERS, find_format
 from main.loaders.report import Report
+from main.loaders.shapes import asking_shape
+from main.loaders.sources import Source
 from main.loaders.strict_json import NotJson, check_shape
 from main.vision import locate_visuals
 
@@ -41,33 +44,62 @@ class Item(NamedTuple):
     more: Mapping[str, Any] = MappingProxyType({})
 
 
-def read_items(path: str | Path) -> list[Item]:
-    """All questions of a file: a JSON array, or one JSON object a line.
+def read_items(data: Any, split: str | None = None) -> list[Item]:
+    """All questions of a file, or of whatever else `main.loaders.resolve` takes.
+
+    Args:
+        split: which one is asked, of data that has several.
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: rows that cannot be used, all in one message, or no row at all.
+        DataError: rows that cannot be used, all of a file in one message, or no row at all.
+        ConfigError: a split that is not there, or several and none is named.
     """
-    report = Report()
-    rows = read_rows(path, on_bad=lambda number, text: _refuse(report, number, [text]))
-    items = _items(rows, report, Path(path), row_word(path))
-    for item in items:
-        _locate_images(item, Path(path).parent)
-    return items
+    source = _split_of(data, split)
+    items: list[Item] = []
+    for part in source.parts:
+        report = Report()
+
+        def on_bad(number: int, problem: str, report: Report = report) -> None:
+            _refuse(report, number, [problem])
+
+        found = _items(part.read(on_bad), report, part.name, part.word, len(items))
+        for item in found:
+            _locate_images(item, part.folder)
+        items += found
+    return _some(items, source.name)
 
 
 def items_of(rows: Iterable[Mapping[str, Any]]) -> list[Item]:
     """All questions of rows in memory; raises as read_items does."""
-    return _items(enumerate(rows, start=1), Report(), Path("data"), "row")
+    return _some(_items(enumerate(rows, start=1), Report(), "data", "row", 0), "data")
+
+
+def _split_of(data: Any, split: str | None) -> Source:
+    if isinstance(data, str | Path) and os.path.isdir(data) and split is None:
+        raise MissingFileError(
+            f"{data} is a folder; name the data file in it, or the split that is asked."
+        )
+    found = resolve(data)
+    if split is None and len(found) == 1:
+        split = next(iter(found))
+    if split not in found:
+        raise ConfigError(f"split={split!r} must be one of {list(found)}, those of the data.")
+    if found[split].weights:
+        raise ConfigError(
+            "a weight is a share of what is drawn in training, and every row is asked once; "
+            "leave it out."
+        )
+    return found[split]
 
 
 def _items(
-    rows: Iterator[tuple[int, Mapping[str, Any]]], report: Report, path: Path, word: str
+    rows: Iterator[tuple[int, Mapping[str, Any]]], report: Report, name: str, word: str, first: int
 ) -> list[Item]:
     items: list[Item] = []
     unkept: dict[str, None] = {}
     for number, row in rows:
-        item = _item(len(items), row)
+        row, item = _read(first + len(items), row)
         if isinstance(item, list):
             _refuse(report, number, item)
         else:
@@ -76,15 +108,19 @@ def _items(
             unkept |= dict.fromkeys(name for name in OWN if name in columns)
             kept = {name: value for name, value in columns.items() if name not in OWN}
             items.append(item._replace(columns=kept))
-    report.raise_bad(path, word)
-    if not items:
-        raise DataError(f"{path} has no rows: there is nothing to answer.")
+    report.raise_bad(name, word)
     if unkept:
         logger.warning(
             "Columns of the rows that are not kept: %s. The lines of responses have fields of "
             "these names.",
             ", ".join(map(repr, unkept)),
         )
+    return items
+
+
+def _some(items: list[Item], name: str) -> list[Item]:
+    if not items:
+        raise DataError(f"{name} has no rows: there is nothing to answer.")
     return items
 
 
@@ -111,6 +147,19 @@ def _locate_images(item: Item, folder: Path) -> None:
 def _refuse(report: Report, number: int, problems: list[str]) -> None:
     report.rows += 1
     report.refuse(number, problems)
+
+
+def _read(idx: int, row: Any) -> tuple[Any, Item | list[str]]:
+    """(the row as one of ours, its question or what keeps it from being asked)."""
+    shape = asking_shape(row) if isinstance(row, Mapping) else None
+    if shape is None:
+        return row, _item(idx, row)
+    try:
+        row = shape.as_own(dict(row))
+    except DataError as error:
+        return row, [str(error)]
+    item = _item(idx, row)
+    return row, [shape.told(problem) for problem in item] if isinstance(item, list) else item
 
 
 def _item(idx: int, row: Any) -> Item | list[str]:

@@ -62,7 +62,7 @@ class Outputs:
 
     def __init__(self, save_path: str | Path, items: Sequence[Item], split: bool = False):
         self.split = split
-        self.save_path = Path(save_path)
+        self.save_path = Path(save_path).expanduser()
         if self.save_path.is_dir():
             raise ConfigError(f"save_path={str(save_path)!r} is a folder; name a file in it.")
         self.items = items

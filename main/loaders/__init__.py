@@ -4,13 +4,13 @@ from main.dialogue.template import ChatTemplate
 from main.loaders.cache import load_dataset_split
 from main.loaders.files import read_rows, row_word
 from main.loaders.format import Format, Question
+from main.loaders.places import resolve
 from main.loaders.registry import (
     LOADERS,
     OWN_LOADERS,
     get_loader,
     get_template,
     register,
-    resolve,
 )
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""A data file -> an Arrow file of encoded rows, made once and memory-mapped ever after.
+"""Rows -> an Arrow file of encoded rows, made once and memory-mapped ever after.
 
-The cache's key is made of everything that changes the ids: the file's bytes, the row format, the
+The cache's key is made of everything that changes the ids: the rows' content, the row format, the
 tokenizer with its chat template and variables, the settings for images, and the limit. Rows are
 encoded in batches and written at once, so that a file of any size needs the memory of a batch.
 """
@@ -17,10 +17,12 @@ from main.dialogue.plain import PlainText
 from main.dialogue.template import ChatTemplate
 from main.errors import DataError
 from main.loaders.fields import visual_parts
-from main.loaders.files import read_rows, row_word
 from main.loaders.format import Format, Numbered
+from main.loaders.places import source_of
 from main.loaders.registry import get_loader
 from main.loaders.report import Report
+from main.loaders.shapes import shape_of
+from main.loaders.sources import Part, file_digest
 from main.system.disk import appearing
 from main.system.folders import cache_folder
 from main.system.locks import beside, in_turn
@@ -35,23 +37,24 @@ _BATCH = 256  # rows; long ones take about 100 bytes a token while they are enco
 
 
 def load_dataset_split(
-    path: str | Path,
+    data: Any,
     loader: str | Format,
     template: ChatTemplate | PlainText,
     max_length: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> "datasets.Dataset":
-    """Encode a file, or map what an earlier call made of the same file in the same way.
+    """Encode rows, or map what an earlier call made of the same rows in the same way.
 
     Args:
-        path: JSON array or JSON Lines.
+        data: a file, a list of files, a list of rows, a `datasets.Dataset`, or what `resolve`
+            returned for a split, whose weights say nothing here: every row comes once.
         loader: a loader name or its format.
         template: what `get_template` returned for that loader.
         max_length: tokens a row may have; None = unlimited.
         cache_dir: instead of the `main` folder in the cache of Hugging Face datasets.
 
     Returns:
-        The columns of the format; `row` is the number of the row in the file.
+        The columns of the format; `row` is the number of the row in its own file.
 
     Raises:
         MissingFileError: no such file.
@@ -59,37 +62,49 @@ def load_dataset_split(
             count); or no row at all.
         DiskError: the cache cannot be written.
     """
-    path = Path(path)
+    from datasets import concatenate_datasets
+
+    parts = source_of(data).parts
+    loaded = [load_part(part, loader, template, max_length, cache_dir) for part in parts]
+    return loaded[0] if len(loaded) == 1 else concatenate_datasets(loaded)
+
+
+def load_part(
+    part: Part,
+    loader: str | Format,
+    template: ChatTemplate | PlainText,
+    max_length: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> "datasets.Dataset":
+    """The rows of one file, list or data set; see `load_dataset_split`."""
     form = get_loader(loader) if isinstance(loader, str) else loader
-    word = row_word(path)
-    target = cache_folder(cache_dir) / f"{_key(path, form, template, max_length)}.arrow"
+    target = cache_folder(cache_dir) / f"{_key(part, form, template, max_length)}.arrow"
 
     def build() -> tuple["datasets.Dataset", Report]:
-        """Of processes that want the same file at once one makes it, and the others wait."""
-        with in_turn(beside(target), f"the encoding of {path}"):
-            return _open(target) or _build(path, word, form, template, max_length, target)
+        """Of processes that want the same rows at once one makes it, and the others wait."""
+        with in_turn(beside(target), f"the encoding of {part.name}"):
+            return _open(target) or _build(part, form, template, max_length, target)
 
     dataset, report = one_first(lambda: _open(target) or build())
-    report.log(path, word, max_length)
+    report.log(part.name, part.word, max_length)
     return dataset
 
 
 def _build(
-    path: Path,
-    word: str,
+    part: Part,
     form: Format,
     template: ChatTemplate | PlainText,
     max_length: int | None,
     target: Path,
 ) -> tuple["datasets.Dataset", Report]:
-    """Encode the file into `target`, which appears when it is complete."""
+    """Encode the rows into `target`, which appears when it is complete."""
     report = Report()
-    batches = _encoded_batches(path, form, template, max_length, report)
+    batches = _encoded_batches(part, form, template, max_length, report)
     with appearing(target) as temporary:
         count = _write(temporary, form, batches)
-        report.raise_bad(path, word)
+        report.raise_bad(part.name, part.word)
         if not count:
-            raise DataError(_why_empty(path, word, report, max_length))
+            raise DataError(_why_empty(part, report, max_length))
         digest = file_digest(temporary)
     _write_stamp(target, asdict(report) | {"sha256": digest})
     opened = _open(target)
@@ -99,13 +114,13 @@ def _build(
 
 
 def _encoded_batches(
-    path: Path,
+    part: Part,
     form: Format,
     template: ChatTemplate | PlainText,
     max_length: int | None,
     report: Report,
 ) -> Iterator[list[dict[str, Any]]]:
-    rows = _valid_rows(path, form, report)
+    rows = valid_rows(part, form, report)
     while batch := list(islice(rows, _BATCH)):
         # After a bad row nothing will be kept, but the bad rows of the rest are still wanted.
         encoded = list(form.encode(batch, template, max_length, report))
@@ -113,19 +128,29 @@ def _encoded_batches(
             yield encoded
 
 
-def _valid_rows(path: Path, form: Format, report: Report) -> Iterator[Numbered]:
+def valid_rows(part: Part, form: Format, report: Report) -> Iterator[Numbered]:
+    """The rows that the format can read; what is wrong with the others is in the report."""
+
     def on_bad(number: int, problem: str) -> None:
         report.rows += 1
         report.refuse(number, [problem])
 
-    for number, row in read_rows(path, on_bad):
+    for number, row in part.rows(on_bad):
         report.rows += 1
-        problems = form.validate(row) or _located(row, path.parent)
+        problems = form.validate(row) or _located(row, part.folder)
         if problems:
-            report.refuse(number, problems)
+            report.refuse(number, [*part.told(problems), *_hint(part, row, form, report)])
         else:
             report.note_unread(form.unread(row))
             yield number, row
+
+
+def _hint(part: Part, row: dict[str, Any], form: Format, report: Report) -> list[str]:
+    """Once a file: that `auto` makes rows of this format of such rows."""
+    shape = None if part.shape or report.bad else shape_of(row)
+    if shape is None or shape.is_own or form not in map(get_loader, shape.loaders):
+        return []
+    return [f"loader_name='auto' reads such rows: {shape.name}."]
 
 
 def _located(row: dict[str, Any], folder: Path) -> list[str]:
@@ -148,13 +173,13 @@ def _is_dialogue(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(m, dict) for m in value)
 
 
-def _why_empty(path: Path, word: str, report: Report, max_length: int | None) -> str:
+def _why_empty(part: Part, report: Report, max_length: int | None) -> str:
     if not report.rows:
-        return f"{path} has no rows; write at least one."
+        return f"{part.name} has no rows; write at least one."
     first = report.fates["skipped"][1]
     return (
-        f"{path}: none of the {report.rows} rows leaves room for an answer at "
-        f"max_length={max_length} (first: {word} {first[0]}); raise max_length."
+        f"{part.name}: none of the {report.rows} rows leaves room for an answer at "
+        f"max_length={max_length} (first: {part.word} {first[0]}); raise max_length."
     )
 
 
@@ -204,15 +229,10 @@ def _stamp_path(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _key(
-    path: Path, form: Format, template: ChatTemplate | PlainText, max_length: int | None
+    part: Part, form: Format, template: ChatTemplate | PlainText, max_length: int | None
 ) -> str:
-    parts = [file_digest(path), form.name, form.version, template.fingerprint(), max_length]
+    parts = [part.digest(), form.name, form.version, template.fingerprint(), max_length]
     if getattr(template, "vision", None) is not None:  # relative paths of images begin there
-        parts += [str(path.parent.absolute()), str(Path.cwd())]
+        parts += [str(part.folder.absolute()), str(Path.cwd())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

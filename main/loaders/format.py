@@ -8,6 +8,8 @@ from main.options import nearest
 
 Row = dict[str, Any]
 Numbered = tuple[int, Row]
+# (row number, what is wrong with it) -> None
+OnBad = Callable[[int, str], None]
 
 
 class Question(NamedTuple):

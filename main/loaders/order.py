@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from main.loaders.shares import AGAIN, Share, drawn
+
 # Rows are sorted by length within blocks of this many steps: little padding, still well mixed.
 BLOCK_STEPS = 32
 
@@ -21,7 +23,12 @@ class MicroBatch(NamedTuple):
 
 
 def plan_epoch(
-    lengths: Sequence[int], step_rows: int, seed: int, epoch: int, group_by_length: bool = True
+    lengths: Sequence[int],
+    step_rows: int,
+    seed: int,
+    epoch: int,
+    group_by_length: bool = True,
+    shares: Sequence[Share] = (),
 ) -> list[list[int]]:
     """The rows of every optimizer step of an epoch; each row appears exactly once.
 
@@ -30,20 +37,22 @@ def plan_epoch(
         step_rows: rows of one optimizer step over all processes; the last step may have fewer.
         group_by_length: put rows of similar length in a step. The step that holds the longest row
             comes first in the first epoch, so that memory that does not suffice shows at once.
+        shares: of a mixture, whose rows come as often as `shares.drawn` says.
     """
     rng = random.Random(f"{seed}-{epoch}")
-    rows = list(range(len(lengths)))
+    rows = drawn(shares, seed, epoch) if shares else list(range(len(lengths)))
     rng.shuffle(rows)
     if not group_by_length:
         return _cut(rows, step_rows)
     steps: list[list[int]] = []
     for block in _cut(rows, step_rows * BLOCK_STEPS):
-        steps += _cut(sorted(block, key=lambda row: -lengths[row]), step_rows)
+        steps += _cut(sorted(block, key=lambda row: -lengths[row % AGAIN]), step_rows)
     rng.shuffle(steps)
     # A short step stays last: it must not take the place of a full one in the schedule.
     steps.sort(key=lambda step: len(step) < step_rows)
     if epoch == 1 and len(steps) > 1:
-        longest = max(range(len(steps)), key=lambda i: max(lengths[row] for row in steps[i]))
+        tokens = [max(lengths[row % AGAIN] for row in step) for step in steps]
+        longest = max(range(len(steps)), key=tokens.__getitem__)
         if len(steps[longest]) == len(steps[0]):
             steps[0], steps[longest] = steps[longest], steps[0]
     return steps

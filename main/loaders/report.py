@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from main.errors import DataError
@@ -58,17 +57,17 @@ class Report:
             count, first = self.fates.get(fate, (0, []))
             self.fates[fate] = count + 1, [*first, number][:_ROWS_SHOWN]
 
-    def raise_bad(self, path: Path, word: str) -> None:
+    def raise_bad(self, name: str, word: str) -> None:
         """Raise one DataError about all refused rows; do nothing when there is none."""
         if not self.bad:
             return
-        lines = [f"{path} {word} {number}: {text}" for number, text in sorted(self.problems)]
+        lines = [f"{name} {word} {number}: {text}" for number, text in sorted(self.problems)]
         if self.bad > 1:
             more = f" (the first {_BAD_SHOWN})" if self.bad > _BAD_SHOWN else ""
-            lines.insert(0, f"{path}: {self.bad} of {self.rows} rows cannot be used{more}:")
+            lines.insert(0, f"{name}: {self.bad} of {self.rows} rows cannot be used{more}:")
         raise DataError("\n".join(lines))
 
-    def log(self, path: Path, word: str, max_length: int | None) -> None:
+    def log(self, name: str, word: str, max_length: int | None) -> None:
         """One warning that says what the limit did to how many rows; silent when nothing.
 
         Fields that nobody reads are named in a line of their own.
@@ -80,7 +79,7 @@ class Report:
         ]
         if parts:
             text = "; ".join(parts)
-            logger.warning("%s: of %d rows at max_length=%s, %s", path, self.rows, max_length, text)
+            logger.warning("%s: of %d rows at max_length=%s, %s", name, self.rows, max_length, text)
         if self.unread:
-            names = ", ".join(f"'{name}' ({count})" for name, count in self.unread.items())
-            logger.warning("%s: fields that nothing reads, and their rows: %s", path, names)
+            fields = ", ".join(f"'{field}' ({count})" for field, count in self.unread.items())
+            logger.warning("%s: fields that nothing reads, and their rows: %s", name, fields)

@@ -84,11 +84,18 @@ def plain(value: Any) -> Any:
         return masked(value)
     if isinstance(value, Mapping):
         return {str(k): _named(str(k), v) for k, v in value.items()}
+    if isinstance(value, list | tuple) and value and all(map(_is_row, value)):
+        return f"{len(value)} rows"
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(v) for v in value]
     if isinstance(value, os.PathLike):
         return masked(str(value))
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _is_row(value: Any) -> bool:
+    """Of rows given in memory, as opposed to the entries of a mixture."""
+    return isinstance(value, Mapping) and "data" not in value
 
 
 def arguments_of(options: Any) -> dict[str, Any]:

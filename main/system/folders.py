@@ -76,6 +76,7 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
         from datasets import config
 
         cache_dir = Path(config.HF_DATASETS_CACHE) / "main"
-    with told(Path(cache_dir) / "rows"):
-        Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    return Path(cache_dir)
+    folder = Path(cache_dir).expanduser()
+    with told(folder / "rows"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder

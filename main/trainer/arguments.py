@@ -27,8 +27,10 @@ class SetupOptions(LoraOptions, Options):
 
     from_pretrained: folder of the base model.
     tokenizer, config: loaded from `from_pretrained` when omitted.
-    loader_name: the row format, see main.loaders.
-    data_path: a name in `data_present_path`, the mapping itself, or a file.
+    loader_name: the row format, see main.loaders; 'auto' recognises it, and rows of others.
+    data_path: a name in `data_present_path`, a file, a folder, a name of the hub, a mapping from
+        splits to files, rows, a `datasets.Dataset` or `DatasetDict`, or a list of these with
+        weights; see docs/rows.md.
     eval_mode: which split is evaluated; a data set without it is trained without evaluation.
     resume_path: an adapter directory whose weights training starts from.
     max_length: tokens of a row, prompt and answer together; longer rows lose their oldest turns.

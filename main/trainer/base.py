@@ -1,6 +1,7 @@
 """What the four trainers share: reading arguments, loading data, tokenizer, model and adapter."""
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from functools import cached_property
@@ -10,9 +11,12 @@ from typing import Any, ClassVar, TypeVar
 from main import __version__
 from main.dialogue.plain import PlainText
 from main.errors import DataError
-from main.loaders import OWN_LOADERS, get_loader, get_template, load_dataset_split, resolve
-from main.loaders.cache import file_digest
-from main.loaders.digest import rows_digest
+from main.loaders import OWN_LOADERS, get_loader, get_template, resolve
+from main.loaders.cache import load_part
+from main.loaders.recognise import recognise
+from main.loaders.shapes import AUTO
+from main.loaders.shares import told as told_shares
+from main.loaders.sources import Source
 from main.models import (
     LoraOptions,
     add_adapter,
@@ -48,6 +52,7 @@ from main.trainer.arguments import (
     SetupOptions,
 )
 from main.trainer.dates import date_of
+from main.trainer.encoded import EncodedRows
 from main.trainer.fitting import row_limit, vocabulary_problems
 from main.trainer.loop.home import Home
 from main.trainer.loop.identity import options_of
@@ -61,30 +66,9 @@ from main.trainer.policy.reference import Reference
 from main.types import EpochResult
 from main.vision import load_vision
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 MOST_ROWS = 2**31  # of a pass; what gives the rows has a limit of its own
-
-
-class EncodedRows:
-    """Memory-mapped rows of a file, read one at a time; `lengths` alone is held in memory.
-
-    table: the Arrow table that they lie in.
-    """
-
-    def __init__(self, dataset: Any):
-        self._dataset = dataset
-        self.table = dataset.data
-        self.lengths = list(dataset["length"])
-
-    @cached_property
-    def digest(self) -> str:
-        return rows_digest(self._dataset)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._dataset[index]
 
 
 class BaseTrainer:
@@ -111,12 +95,8 @@ class BaseTrainer:
                 function.__doc__ = f"{function.__doc__ or ''}\n\n{documentation(options)}".strip()
 
     def __init__(self, **arguments: Any):
-        where = f"{self._public_name()}()"
-        self.setup = setup = parse(self.setup_class, arguments, where, self.setup_aliases)
-        raise_all(self._loader_problems(setup))
-        self.layout = accept_launch()
-        raise_all(layout.problems(setup, self.layout))
-        files = resolve(setup.data_path, setup.data_present_path)
+        self.setup, sources = self._read(arguments, f"{self._public_name()}()")
+        setup = self.setup
         self.tokenizer = setup.tokenizer or load_tokenizer(
             setup.from_pretrained, trust_remote_code=setup.trust_remote_code
         )
@@ -130,8 +110,8 @@ class BaseTrainer:
             **setup.template_kwargs,
         )
         raise_all(self._date_problems())
-        self.data_digests = {split: file_digest(path) for split, path in files.items()}
-        self._load_data(files)
+        self.data_digests = {split: source.digest() for split, source in sources.items()}
+        self._load_data(sources)
         policy = self._load_policy()
         raise_all(self._misfits(policy))
         self.model = LogprobModel(policy, ragged=use_ragged(policy.get_base_model()))
@@ -175,6 +155,20 @@ class BaseTrainer:
         """'dpo.Trainer' for main/trainer/dpo/trainer.py: as callers import it."""
         return f"{cls.__module__.removesuffix('.trainer').rpartition('.')[2]}.Trainer"
 
+    def _read(self, arguments: dict[str, Any], where: str) -> tuple[Any, dict[str, Source]]:
+        """The arguments, and where the rows come from; `auto` becomes the loader of the rows."""
+        auto = arguments.get("loader_name") == AUTO
+        given = arguments | ({"loader_name": self.loaders[0]} if auto else {})
+        setup = parse(self.setup_class, given, where, self.setup_aliases)
+        raise_all(self._loader_problems(setup))
+        self.layout = accept_launch()
+        raise_all(layout.problems(setup, self.layout))
+        sources = resolve(setup.data_path, setup.data_present_path)
+        if auto:
+            given["loader_name"], sources = recognise(sources, self.loaders, self._public_name())
+            setup = parse(self.setup_class, given, where, self.setup_aliases)
+        return setup, sources
+
     def _loader_problems(self, setup: SetupOptions) -> list[str]:
         if self._takes(setup.loader_name):
             return []
@@ -213,22 +207,24 @@ class BaseTrainer:
     def _load_vision(self) -> Any:
         return load_vision(self.setup.from_pretrained, self._config, self.tokenizer)
 
-    def _load_data(self, files: dict[str, Path]) -> None:
+    def _load_data(self, sources: dict[str, Source]) -> None:
         setup = self.setup
-        if "train" not in files:
+        if "train" not in sources:
             raise DataError(
-                f"data_path={setup.data_path!r} has no 'train' split, only {sorted(files)}."
+                f"data_path={plain(setup.data_path)!r} has no 'train' split, only "
+                f"{sorted(sources)}."
             )
-
         limit = row_limit(setup.max_length, self._config)
 
         def load(split: str) -> Any:
-            return EncodedRows(
-                load_dataset_split(files[split], self.row_format, self.template, limit)
-            )
+            source = sources[split]
+            parts = [load_part(p, self.row_format, self.template, limit) for p in source.parts]
+            return EncodedRows(parts, source)
 
         self.train_data = load("train")
-        self.eval_data = load(setup.eval_mode) if setup.eval_mode in files else None
+        self.eval_data = load(setup.eval_mode) if setup.eval_mode in sources else None
+        if self.train_data.shares:
+            log.warning("mixture: %s", told_shares(self.train_data.shares))
 
     def _misfits(self, policy: Any) -> list[str]:
         """Tokens that the model has no embedding for."""

@@ -42,10 +42,10 @@ def plot(runs: Sequence[str | Path], output: str | Path) -> Path:
         DataError: records without any curve.
         MissingExtraError: matplotlib is not installed.
     """
-    output = Path(output)
+    output = Path(output).expanduser()
     if not runs or output.suffix != ".png":
         raise ConfigError(f"give at least one run and an output ending in .png; got {output}.")
-    records = {str(run): _records(Path(run)) for run in runs}
+    records = {str(run): _records(Path(run).expanduser()) for run in runs}
     panels = [(title, keys) for title, keys in PANELS if any(_has(r, keys) for r in _all(records))]
     if not panels:
         raise DataError(f"no curve in the records of {list(records)}: nothing was logged yet.")

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from main.errors import DataError
-from main.trainer.loop.task import Row, Rows
+from main.loaders.shares import of_records
+from main.trainer.loop.task import Row, Rows, shares_of
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Pairs:
                 self.lengths.append(len(answers.prompt) + max(len(chosen), len(rejected)))
                 _add(digest, answers.prompt, chosen, rejected)
         self.digest = digest.hexdigest()
+        self.shares = of_records(shares_of(rows), [entry[0] for entry in self._entries])
         self._report(equal)
 
     def _report(self, equal: int) -> None:
@@ -100,6 +102,7 @@ class Unpaired:
         if len(set(self._prompts)) < 2:
             raise DataError("KTO compares answers across prompts: give rows of 2 prompts or more.")
         self._shift = _longest_run(self._prompts)
+        self.shares = of_records(shares_of(rows), [entry[0] for entry in self._entries])
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -134,6 +137,7 @@ class Referenced:
     def __init__(self, rows: Rows, logprobs: torch.Tensor):
         self._rows, self._logprobs = rows, logprobs
         self.lengths, self.digest = rows.lengths, rows.digest
+        self.shares = shares_of(rows)
 
     def __len__(self) -> int:
         return len(self._rows)

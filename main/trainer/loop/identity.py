@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from main.errors import CheckpointError
+from main.loaders.shares import Share, draws
 from main.models.training_record import arguments_of
 from main.trainer.arguments import LoopOptions
 from main.trainer.loop.home import Home
 from main.trainer.loop.launch import placement_kind
 from main.trainer.loop.opening import step_rows
-from main.trainer.loop.task import Rows, Task
+from main.trainer.loop.task import Rows, Task, shares_of
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,15 @@ def _shown(value: Any) -> str:
 
 
 def _rows(rows: Rows) -> str:
-    return f"{len(rows)} of {sum(rows.lengths)} tokens ({rows.digest[:16]})"
+    mixed = ", ".join(f"{n} of {s.rows}" for s, n in _drawn(rows))
+    drawn = f", drawn {mixed}" if mixed else ""
+    return f"{len(rows)} of {sum(rows.lengths)} tokens{drawn} ({rows.digest[:16]})"
+
+
+def _drawn(rows: Rows) -> list[tuple[Share, int]]:
+    """The entries of a mixture, and how often an epoch draws from each."""
+    shares = shares_of(rows)
+    return list(zip(shares, draws(shares), strict=True)) if shares else []
 
 
 def _version(package: str) -> str:

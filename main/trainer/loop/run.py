@@ -18,6 +18,7 @@ from typing import Any
 
 from main.errors import RewardError
 from main.loaders.order import plan_epoch, shard, spread
+from main.loaders.shares import AGAIN
 from main.models.training_record import arguments_of
 from main.system.processes import decide, gather_objects, gather_shares, this_process
 from main.trainer.arguments import LoopOptions
@@ -34,7 +35,7 @@ from main.trainer.loop.records import Means, Progress, Records, mean_of
 from main.trainer.loop.saving import Snapshot
 from main.trainer.loop.state import RunState
 from main.trainer.loop.step import Stepper
-from main.trainer.loop.task import MicroBatch, Task
+from main.trainer.loop.task import MicroBatch, Row, Rows, Task, shares_of
 from main.trainer.loop.throughput import Throughput, peak_memory
 from main.trainer.loop.watch import Watch
 from main.types import EpochResult
@@ -140,12 +141,14 @@ class Loop:
         """This rank's share; a row with several samples counts once for each."""
         data, samples, example = self.task.train_data, self.task.samples_per_row, self.task.example
         numbers = [row * samples + sample for row in rows for sample in range(samples)]
-        lengths = {number: data.lengths[number // samples] for number in numbers}
+        lengths = {number: data.lengths[number // samples % AGAIN] for number in numbers}
         at_once = self.stepper.room.rows
         parts = spread(numbers, self.task.steps_per_draw)
         return [
             MicroBatch(
-                [example(data[n // samples], n % samples) for n in piece.rows], counted, part
+                [example(_again(data, n // samples), n % samples) for n in piece.rows],
+                counted,
+                part,
             )
             for part, mine in enumerate(parts)
             # A last draw may have fewer completions than steps: one that does not count then.
@@ -303,8 +306,9 @@ class Loop:
     def _plan(self) -> list[list[int]]:
         assert self.opened
         rows = self.opened.step_rows // self.task.samples_per_row * self.task.steps_per_draw
-        lengths, grouped = self.task.train_data.lengths, self.options.group_by_length
-        return plan_epoch(lengths, rows, self.home.seed, self.state.epoch, grouped)
+        data, grouped = self.task.train_data, self.options.group_by_length
+        seed, epoch = self.home.seed, self.state.epoch
+        return plan_epoch(data.lengths, rows, seed, epoch, grouped, shares_of(data))
 
     def _write(self, kind: str, metrics: dict[str, float]) -> None:
         done = self.state.epoch - 1 + self.state.index / self.draws
@@ -318,3 +322,9 @@ class Loop:
         assert self.opened
         lr = self.opened.schedule.get_last_lr()[0]
         return {"lr": lr, "peak_memory": peak_memory(self.opened.device)}
+
+
+def _again(data: Rows, number: int) -> Row:
+    """A row of a plan; drawn again, it has a number of its own, by which completions differ."""
+    row, times = data[number % AGAIN], number // AGAIN
+    return {**row, "row": row["row"] + times * AGAIN} if times else row

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from main.loaders.shares import AGAIN, Share
 from main.models.work import Work
 from main.trainer.arguments import Precision
 
@@ -23,6 +24,8 @@ class Rows(Protocol):
 
     lengths: of each row its tokens, for grouping rows of similar length.
     digest: changes with any value of any row, and with their order.
+
+    A mixture has `shares` besides, see `shares_of`.
     """
 
     @property
@@ -34,6 +37,11 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Row: ...
+
+
+def shares_of(rows: Any) -> Sequence[Share]:
+    """Of rows that are a mixture the attribute `shares`; of others nothing."""
+    return getattr(rows, "shares", ())
 
 
 class MicroBatch(NamedTuple):
@@ -136,7 +144,7 @@ class Task(ABC):
 
     def source(self, example: Any) -> int:
         """The number of the row that an example was made of, for messages."""
-        return example["row"]
+        return example["row"] % AGAIN
 
     @abstractmethod
     def collate(self, examples: list[Any]) -> Batch:

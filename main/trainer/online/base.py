@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from main.dialogue.ends import stop_token_ids
 from main.errors import ConfigError, GenerationError, MainError, RewardError
+from main.loaders.shares import AGAIN
 from main.models import context_length
 from main.system.processes import as_it_is, once_a_copy, splits_copies, this_copy, together
 from main.trainer.base import BaseTask
@@ -77,7 +78,7 @@ class OnlineTask(BaseTask):
         return Prompt(row, number)
 
     def source(self, example: Prompt | Sample) -> int:
-        return int(example.row["row"])
+        return int(example.row["row"]) % AGAIN
 
     def progress(self) -> TrainerState:
         """Where the run is, for reward functions."""
