@@ -10,9 +10,10 @@ from typing import Any, ClassVar, TypeVar
 
 from main import __version__
 from main.dialogue.plain import PlainText
-from main.errors import DataError
+from main.errors import ConfigError, DataError
 from main.loaders import OWN_LOADERS, get_loader, get_template, resolve
 from main.loaders.cache import load_part
+from main.loaders.preview import Preview, sights_of
 from main.loaders.recognise import recognise
 from main.loaders.shapes import AUTO
 from main.loaders.shares import told as told_shares
@@ -120,6 +121,29 @@ class BaseTrainer:
 
     def __call__(self, **arguments: Any) -> Iterator[EpochResult]:
         raise NotImplementedError
+
+    def preview(self, rows: int = 5, split: str = "train") -> Preview:
+        """The first rows as the model sees them, with what is trained in colour.
+
+        `print` shows them on a terminal, a notebook as HTML; see `main.loaders.preview`. What the
+        online methods answer is drawn later: of GRPO's rows the prompt is shown, of PPO's the gold
+        and bad answers too.
+
+        Args:
+            rows: how many.
+            split: 'train', or 'eval' for the evaluated rows.
+
+        Raises:
+            ConfigError: another split, or rows that are not there.
+        """
+        data = {"train": self.train_data, "eval": self.eval_data}.get(split)
+        if data is None or rows < 1:
+            raise ConfigError(
+                f"preview(rows={rows}, split={split!r}): rows must be 1 or more, and split 'train'"
+                f"{', or eval' if self.eval_data is not None else ': nothing is evaluated'}."
+            )
+        shown = [data[i] for i in range(min(rows, len(data)))]
+        return Preview([sight for row in shown for sight in sights_of(row, self.tokenizer)])
 
     def task(self, **arguments: Any) -> Any:
         """The method, configured for one run with the arguments of a call, all of them checked."""

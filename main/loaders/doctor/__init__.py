@@ -1,0 +1,6 @@
+"""A look at rows before training on them."""
+
+from main.loaders.doctor.check import check
+from main.loaders.doctor.findings import Checkup, Finding
+
+__all__ = ["Checkup", "Finding", "check"]

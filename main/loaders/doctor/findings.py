@@ -1,0 +1,138 @@
+"""What a look at rows finds: its kinds, and the typed report."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Level = Literal["error", "warning", "note"]
+PLACES_SHOWN = 5
+
+
+class Kind(NamedTuple):
+    """One kind of finding.
+
+    level: error = training refuses such rows; warning = most likely a fault; note = worth knowing.
+    meaning: what is said of the rows, behind their number.
+    advice: what to do.
+    """
+
+    level: Level
+    meaning: str
+    advice: str
+
+
+@dataclass
+class Finding:
+    """Rows of which the same is to be said.
+
+    code: the name of its kind, as in docs/check.md.
+    places: where the first of them stand, as "train.jsonl line 3".
+    """
+
+    code: str
+    level: Level
+    meaning: str
+    advice: str
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def note(self, place: str) -> None:
+        self.count += 1
+        if len(self.places) < PLACES_SHOWN:
+            self.places.append(place)
+
+
+@dataclass
+class Lengths:
+    """Of the rows of a split: tokens as trained, or characters where no tokenizer was given."""
+
+    unit: Literal["tokens", "characters"]
+    shortest: int
+    median: int
+    p95: int
+    longest: int
+
+
+@dataclass
+class SplitCounts:
+    """rows: all that were read; usable: those that training would take."""
+
+    rows: int
+    usable: int
+    lengths: Lengths | None
+    languages: dict[str, int]
+    labels: dict[str, int]
+
+
+@dataclass
+class Checkup:
+    """What `check` found; `print` shows it in 80 columns, notebooks as HTML.
+
+    loader: that reads the rows.
+    max_length: tokens a row may have; None where no tokenizer was given.
+    splits: split -> its counts.
+    findings: errors first, then warnings, then notes.
+    """
+
+    loader: str
+    max_length: int | None
+    splits: dict[str, SplitCounts]
+    findings: list[Finding]
+
+    @property
+    def alarms(self) -> list[Finding]:
+        """Errors and warnings."""
+        return [finding for finding in self.findings if finding.level != "note"]
+
+    def codes(self) -> set[str]:
+        return {finding.code for finding in self.findings}
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.as_dict(), ensure_ascii=False, indent=1)
+
+    def to_html(self) -> str:
+        """A fragment that stands by itself, in light and dark."""
+        from main.loaders.doctor.shown import html_of
+
+        return html_of(self)
+
+    def to_text(self, colour: bool = False) -> str:
+        """At most 80 columns."""
+        from main.loaders.doctor.shown import text_of
+
+        return text_of(self, colour)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+class Book:
+    """Findings as they come in."""
+
+    def __init__(self, kinds: Mapping[str, Kind]):
+        self._kinds, self._found = kinds, dict[str, Finding]()
+
+    def note(self, code: str, place: str, meaning: str = "") -> None:
+        """Another row of a kind; `meaning` makes a finding of its own."""
+        kind = self._kinds[code]
+        key = f"{code} {meaning}"
+        if key not in self._found:
+            self._found[key] = Finding(code, kind.level, meaning or kind.meaning, kind.advice)
+        self._found[key].note(place)
+
+    def add(self, code: str, count: int, places: list[str], meaning: str = "") -> None:
+        """So many rows at once."""
+        kind = self._kinds[code]
+        found = Finding(code, kind.level, meaning or kind.meaning, kind.advice, count, places)
+        self._found[f"{code} {meaning}"] = found
+
+    def findings(self) -> list[Finding]:
+        order = ("error", "warning", "note")
+        return sorted(self._found.values(), key=lambda f: (order.index(f.level), -f.count))
