@@ -91,6 +91,16 @@ def test_without_a_tokenizer_lengths_are_characters() -> None:
     assert lengths is not None and (lengths.unit, lengths.longest) == ("characters", 5)
 
 
+def test_what_the_length_costs_is_counted_over_all_splits(tmp_path: Path) -> None:
+    data = seeded_faults.chats()
+    for rows in data.values():
+        rows[0]["conversations"][1]["content"] = " ".join(seeded_faults.THINGS * 30)
+    found = examined(data, tmp_path)
+    assert [(f.count, f.places) for f in found.findings if f.code == "cut"] == [
+        (2, ["train.jsonl line 1", "dev.jsonl line 1"])
+    ]
+
+
 def test_many_bad_rows_are_counted_and_the_first_are_told(tmp_path: Path) -> None:
     data = {"train": [*seeded_faults.chats()["train"], *[{"conversations": []}] * 50]}
     found = examined(data, tmp_path)

@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from main.errors import DataError
 from main.loaders.cache import valid_rows
 from main.loaders.doctor.balance import Balance, lengths_of
 from main.loaders.doctor.example import Example, example_of
@@ -92,7 +91,9 @@ class _Look:
         for part in source.parts:
             report = Report()
             for batch in _batches(valid_rows(part, self.form, report)):
-                tokens += self._encoded(part, batch, report)
+                lengths, refused = self._encoded(part, batch)
+                tokens += lengths
+                usable -= refused
                 for number, row in batch:
                     example = example_of(row, self.form, split, _place(part, number))
                     self._see(example)
@@ -118,37 +119,35 @@ class _Look:
             self.book.note(code, example.place)
         self.repeats.see(example)
 
-    def _encoded(self, part: Part, batch: list[Numbered], report: Report) -> list[int]:
-        """Tokens of the rows as they are trained; what becomes of them is in the report."""
+    def _encoded(self, part: Part, batch: list[Numbered]) -> tuple[list[int], int]:
+        """(tokens of the rows as they are trained, how many the template refuses)."""
         if self.template is None:
-            return []
-        before = report.bad
-        try:
-            found = list(self.form.encode(batch, self.template, self.max_length, report))
-        except DataError as error:
-            report.refuse(batch[0][0], [str(error)])
-            return []
-        for number, problem in report.problems[before:] if report.bad > before else ():
-            self.book.note("template", _place(part, number), problem)
-        return [row["length"] for row in found]
-
-    def _tell(self, part: Part, report: Report) -> None:
-        """What the rows' own format and the limit say."""
-        told = {place for f in self.book.findings() if f.code == "template" for place in f.places}
+            return [], 0
+        report = Report()
+        found = list(self.form.encode(batch, self.template, self.max_length, report))
         for number, problem in report.problems:
-            if _place(part, number) not in told:
-                self.book.note("refused", _place(part, number), problem)
-        if report.bad > len(report.problems):
-            more = report.bad - len(report.problems)
-            self.book.add("refused", more, [], f"further rows of {part.name} cannot be used.")
-        if report.rows == report.bad:
-            self.book.note("no-rows", part.name)
+            self.book.note("template", _place(part, number), problem)
+        self._further(part, report, "template")
         for fate, (count, first) in report.fates.items():
             self.book.add(_FATES[fate], count, [_place(part, n) for n in first])
+        return [row["length"] for row in found], report.bad
+
+    def _tell(self, part: Part, report: Report) -> None:
+        """What the rows' own format says."""
+        for number, problem in report.problems:
+            self.book.note("refused", _place(part, number), problem)
+        self._further(part, report, "refused")
+        if report.rows == report.bad:
+            self.book.note("no-rows", part.name)
         for name, count in report.unread.items():
-            self.book.add(
-                "unread-field", count, [part.name], f"have '{name}', which nothing reads."
-            )
+            told = f"have '{name}', which nothing reads."
+            self.book.add("unread-field", count, [part.name], told)
+
+    def _further(self, part: Part, report: Report, code: str) -> None:
+        """Those beyond the first, of which a report keeps the number alone."""
+        more = report.bad - len(report.problems)
+        if more > 0:
+            self.book.add(code, more, [], f"more of {part.name} cannot be used.")
 
 
 def _of_pairs(example: Example) -> Iterator[str]:

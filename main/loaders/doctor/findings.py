@@ -1,7 +1,7 @@
 """What a look at rows finds: its kinds, and the typed report."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -121,17 +121,18 @@ class Book:
 
     def note(self, code: str, place: str, meaning: str = "") -> None:
         """Another row of a kind; `meaning` makes a finding of its own."""
-        kind = self._kinds[code]
-        key = f"{code} {meaning}"
-        if key not in self._found:
-            self._found[key] = Finding(code, kind.level, meaning or kind.meaning, kind.advice)
-        self._found[key].note(place)
+        self._of(code, meaning).note(place)
 
-    def add(self, code: str, count: int, places: list[str], meaning: str = "") -> None:
-        """So many rows at once."""
-        kind = self._kinds[code]
-        found = Finding(code, kind.level, meaning or kind.meaning, kind.advice, count, places)
-        self._found[f"{code} {meaning}"] = found
+    def add(self, code: str, count: int, places: Sequence[str], meaning: str = "") -> None:
+        """So many rows at once, of which the first stand at these places."""
+        found = self._of(code, meaning)
+        found.count += count
+        found.places = [*found.places, *places][:PLACES_SHOWN]
+
+    def _of(self, code: str, meaning: str) -> Finding:
+        kind, key = self._kinds[code], f"{code} {meaning}"
+        new = Finding(code, kind.level, meaning or kind.meaning, kind.advice)
+        return self._found.setdefault(key, new)
 
     def findings(self) -> list[Finding]:
         order = ("error", "warning", "note")

@@ -78,7 +78,7 @@ KINDS = {
     "some-systems": Kind(
         "note", "have a system text, and most others have none, or the other way.", "Is it meant?"
     ),
-    "outlier": Kind("note", "are more than twenty times as long as half of the rows.", "Look."),
+    "outlier": Kind("note", "are over twenty times as long as half of the rows.", "Look at them."),
     "lost-character": Kind("warning", "hold U+FFFD, where characters were lost.", _ENCODING),
     "mojibake": Kind("warning", "were read in a wrong encoding.", _ENCODING),
     "invisible": Kind("warning", "hold control or zero-width characters.", "Remove them."),

@@ -7,7 +7,6 @@ with probability s, and all 4 of one of the 16 bands with probability 1 - (1 - s
 
 import re
 import unicodedata
-import zlib
 
 import numpy as np
 
@@ -19,6 +18,7 @@ SHORTEST = 40  # characters of a text that is compared
 _GENERATOR = np.random.default_rng(20261201)
 _FACTORS = _GENERATOR.integers(0, 1 << 63, (MINIMA, 1), dtype=np.uint64) * 2 + 1
 _OFFSETS = _GENERATOR.integers(0, 1 << 63, (MINIMA, 1), dtype=np.uint64)
+_BASE = np.uint64(0x9E3779B97F4A7C15)
 _BLANKS = re.compile(r"\s+")
 
 
@@ -29,10 +29,12 @@ def normal(text: str) -> str:
 
 def signature(text: str) -> np.ndarray:
     """The minima of a normal text's pieces, (MINIMA,) uint32."""
-    data = text.encode("utf-32-le")
-    pieces = {data[i : i + 4 * PIECE] for i in range(0, max(len(data) - 4 * PIECE, 0) + 4, 4)}
-    hashes = np.fromiter(map(zlib.crc32, pieces), dtype=np.uint64)
-    mixed = (hashes * _FACTORS + _OFFSETS) >> np.uint64(32)  # modulo 2^64, its upper half
+    letters = np.frombuffer(text.ljust(PIECE).encode("utf-32-le", "replace"), dtype="<u4")
+    pieces = np.zeros(len(letters) - PIECE + 1, dtype=np.uint64)
+    for i in range(PIECE):  # a polynomial, modulo 2^64
+        pieces = pieces * _BASE + letters[i : i + len(pieces)]
+    pieces ^= pieces >> np.uint64(31)
+    mixed = (pieces * _FACTORS + _OFFSETS) >> np.uint64(32)
     return mixed.min(axis=1).astype(np.uint32)
 
 
