@@ -17,6 +17,8 @@ from main.dialogue.plain import PlainText
 from main.errors import ConfigError, DataError, MissingFileError
 from main.evaluation.items import read_items
 from main.loaders import load_dataset_split, read_rows, resolve, row_word, streams
+from main.loaders.sources import of_dataset, of_rows
+from main.vision.image import open_image
 
 TEMPLATE = chat("smollm2")
 ROWS: list[dict[str, Any]] = [
@@ -85,6 +87,24 @@ def test_rows_and_data_sets_in_memory_give_the_same_rows_and_stay_as_they_are(
     assert encoded(dataset.select([2, 0]), tmp_path) == [expected[2], expected[0]]
     assert encoded([ROWS[:1], dataset.select([1, 2])], tmp_path) == expected
     assert json.dumps(ROWS) == before
+
+
+def test_pictures_in_memory_become_data_urls(tmp_path: Path) -> None:
+    from PIL import Image
+
+    picture = Image.new("RGB", (3, 2), (1, 2, 3))
+    rows = [{"prompt": "p", "images": [picture], "path": tmp_path / "x"}]
+    [(_, row)] = of_rows(rows).rows(lambda number, text: pytest.fail(text))
+    assert row["images"][0].startswith("data:image/png;base64,") and row["path"] == f"{tmp_path}/x"
+    assert rows[0]["images"] == [picture]
+    columns = datasets.Features({"images": datasets.List(datasets.Image())})
+    dataset = datasets.Dataset.from_dict({"images": [[picture]]}, columns)
+    [(_, row)] = of_dataset(dataset).rows(lambda number, text: pytest.fail(text))
+    read = open_image(row["images"][0])
+    assert read.size == (3, 2) and read.getpixel((0, 0)) == (1, 2, 3)
+    bad: list[str] = []
+    list(of_rows([{"x": object()}]).rows(lambda number, text: bad.append(text)))
+    assert bad == ["a value of type object is none that JSON has."]
 
 
 def test_a_row_is_named_by_its_line_its_record_or_its_number(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from chat_templates import chat, turns
 
 from main.errors import ConfigError, DataError
 from main.loaders import preview
-from main.loaders.preview import Preview, sights_of
+from main.loaders.preview import Piece, Preview, Sight, sights_of
 
 TEMPLATE = chat("smollm2")
 TOKENIZER = TEMPLATE.tokenizer
@@ -43,6 +43,13 @@ def test_colour_marks_and_html_say_the_same() -> None:
     assert re.sub(r"\033\[\d+m", "", coloured) == plain.replace("⟦", "").replace("⟧", "")
     assert '<span class="trained">答 🎉&lt;|im_end|&gt;</span>' in page
     assert "<a>" not in page and shown._repr_html_() == page
+
+
+def test_the_many_tokens_of_a_picture_are_shown_as_one() -> None:
+    pieces = (Piece("<|vision_start|>" + "<|image_pad|>" * 256 + "<|vision_end|>", "context", 258),)
+    shown = Preview([Sight(1, "row 1", pieces)])
+    assert shown.to_text().endswith("\n<|vision_start|><|image_pad|> x 256<|vision_end|>")
+    assert "&lt;|image_pad|&gt; x 256" in shown.to_html()
 
 
 def test_turns_without_weight_are_context() -> None:

@@ -49,7 +49,7 @@ def test_a_mixture_of_other_libraries_rows_trains_in_every_method(
     mixture = [{"data": "a.jsonl", "weight": 2.0}, {"data": datasets.Dataset.from_list(rows[2:])}]
     data = {"train": mixture, "dev": rows[:3]}
     trainer = four_trainers.make_trainer(
-        method, tiny_model_path, data_path=data, loader_name="auto"
+        method, tiny_model_path, data_path=data, loader_name="auto", batch_size=24
     )
     assert len(trainer.train_data) == 6 and len(trainer.eval_data) == 3
     assert [trainer.train_data[i]["row"] for i in range(6)] == [1, 2, 3, 4, 5, 6]
@@ -117,6 +117,20 @@ def test_the_same_rows_are_the_same_run_wherever_they_come_from(tiny_model_path:
         for data in (rows, "rows.json", datasets.Dataset.from_list(rows))
     }
     assert len(digests) == 1
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(
+    tiny_model_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    Path("llama").symlink_to(tiny_model_path)
+    Path("rows.json").write_text(json.dumps(four_trainers.rows("lora", 4)))
+    trainer = lora(Path("~/llama"), "~/rows.json", output_dir="~/out", task_name="t")
+    result = next(iter(trainer(num_epochs=1, report_to="none")))
+    assert result.checkpoint and result.checkpoint.is_relative_to(folder / "out")
+    lora(
+        Path("~/llama"), ["~/rows.json"], resume_path=f"~/out/save_model/t/{result.checkpoint.name}"
+    )
 
 
 def test_what_does_not_fit_the_trainer_is_refused(tiny_model_path: Path) -> None:

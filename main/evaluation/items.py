@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from main.errors import ConfigError, DataError, MissingFileError
 from main.loaders import resolve
 from main.loaders.format import Question
+from main.loaders.places import source_of
 from main.loaders.question import text_question
 from main.loaders.registry import LOADERS, find_format
 from main.loaders.report import Report
@@ -80,7 +81,9 @@ def _split_of(data: Any, split: str | None) -> Source:
         raise MissingFileError(
             f"{data} is a folder; name the data file in it, or the split that is asked."
         )
-    found = resolve(data)
+    # A file needs no registry, whatever stands there.
+    is_file = isinstance(data, str | Path) and os.path.isfile(Path(data).expanduser())
+    found = {"train": source_of(data)} if is_file else resolve(data)
     if split is None and len(found) == 1:
         split = next(iter(found))
     if split not in found:

@@ -11,6 +11,7 @@ from main.loaders.format import OnBad
 from main.loaders.streams import first_bytes, is_packed
 
 RowWord = Literal["line", "item", "record", "row"]
+VERSION = 1  # raised when the same table or CSV would become other rows
 DELIMITED = (".csv", ".tsv", ".tab")
 # Endings of data files, before those of packed ones.
 SUFFIXES = (".json", ".jsonl", ".ndjson", *DELIMITED, ".parquet", ".arrow")

@@ -2,6 +2,7 @@
 
 import html
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {"trained": "\033[32m", "rejected": "\033[31m"}
 _RESET = "\033[0m"
+_MANY = re.compile(r"(<[^<>\n]{1,40}>)\1{3,}")
 _MARKS = {"trained": ("⟦", "⟧"), "rejected": ("⟦-", "-⟧")}
 _STYLE = """<style>
 .preview{font:13px/1.5 ui-monospace,monospace;color-scheme:light dark;white-space:pre-wrap;
@@ -182,11 +184,17 @@ def _heading(sight: Sight) -> str:
     return f"{sight.name}: {tokens} tokens, {trained} trained"
 
 
+def _short(text: str) -> str:
+    """A control token that stands there many times, as those of a picture do, once and how often."""
+    return _MANY.sub(lambda run: f"{run[1]} x {len(run[0]) // len(run[1])}", text)
+
+
 def _shown(piece: Piece, colour: bool) -> str:
+    text = _short(piece.text)
     if piece.kind == "context":
-        return piece.text
+        return text
     if colour:  # a line at a time, so that pagers keep the colour
-        lines = piece.text.split("\n")
+        lines = text.split("\n")
         return "\n".join(f"{_COLOURS[piece.kind]}{line}{_RESET}" for line in lines)
     before, after = _MARKS[piece.kind]
-    return f"{before}{piece.text}{after}"
+    return f"{before}{text}{after}"

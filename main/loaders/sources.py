@@ -7,13 +7,14 @@ import os
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from main.errors import DataError
 from main.loaders import strict_json
 from main.loaders.arrow_rows import read_dataset
-from main.loaders.files import RowWord, kind_of, read_rows
+from main.loaders.files import VERSION, RowWord, kind_of, read_rows
 from main.loaders.format import Numbered, OnBad, Row
 from main.loaders.shapes import Shape, described, shape_of
 
@@ -105,7 +106,8 @@ def of_file(path: str | Path) -> Part:
     kind = kind_of(path)
 
     def content() -> str:
-        return file_digest(path) + ("" if kind.name in ("lines", "array") else f" {kind.name}")
+        read = "" if kind.name in ("lines", "array") else f" {kind.name} {VERSION}"
+        return file_digest(path) + read
 
     return Part(
         str(path), kind.word, path.parent, lambda on_bad: read_rows(path, on_bad), content, path
@@ -122,7 +124,7 @@ def of_rows(rows: Sequence[Mapping[str, Any]], name: str = "data_path") -> Part:
             except (strict_json.NotJson, DataError) as error:
                 on_bad(number, str(error))
 
-    return Part(name, "row", Path.cwd(), read, lambda: _rows_digest(read))
+    return Part(name, "row", Path.cwd(), read, cache(lambda: _rows_digest(read)))
 
 
 def of_dataset(dataset: "datasets.Dataset", name: str = "data_path") -> Part:
@@ -131,7 +133,7 @@ def of_dataset(dataset: "datasets.Dataset", name: str = "data_path") -> Part:
     def read(on_bad: OnBad) -> Iterator[Numbered]:
         return read_dataset(dataset, on_bad)
 
-    return Part(name, "row", Path.cwd(), read, lambda: _rows_digest(read))
+    return Part(name, "row", Path.cwd(), read, cache(lambda: _rows_digest(read)))
 
 
 def file_digest(path: Path) -> str:
@@ -181,4 +183,4 @@ def _plain(value: Any) -> Any:
         return f"data:image/png;base64,{b64encode(stream.getvalue()).decode()}"
     if type(value).__module__ == "numpy":
         return _plain(value.tolist())
-    raise DataError(f"a value is a {type(value).__name__}, which JSON does not have.")
+    raise DataError(f"a value of type {type(value).__name__} is none that JSON has.")
