@@ -69,7 +69,9 @@ class Preview:
         """A fragment that stands by itself, in light and dark."""
         body = "".join(
             f"<b>{html.escape(_heading(sight))}</b>"
-            + "".join(f'<span class="{p.kind}">{html.escape(p.text)}</span>' for p in sight.pieces)
+            + "".join(
+                f'<span class="{p.kind}">{html.escape(_short(p.text))}</span>' for p in sight.pieces
+            )
             for sight in self.sights
         )
         return f'{_STYLE}<div class="preview">{body}</div>'
@@ -185,7 +187,7 @@ def _heading(sight: Sight) -> str:
 
 
 def _short(text: str) -> str:
-    """A control token that stands there many times, as those of a picture do, once and how often."""
+    """Of a control token that comes many times, as a picture's do, one and how many."""
     return _MANY.sub(lambda run: f"{run[1]} x {len(run[0]) // len(run[1])}", text)
 
 
