@@ -22,33 +22,14 @@ the same layers: give it rows that all have images, or none.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from main.dialogue.template import TrainTurns
-from main.loaders import get_loader
 from main.loaders.collate import collate_images, collate_sft
-from main.trainer.arguments import LoopOptions, SetupOptions
+from main.trainer.arguments import LoopOptions
 from main.trainer.base import BaseTask, BaseTrainer
 from main.trainer.loop.task import Batch, LossOutput, Row
+from main.trainer.supervised import SupervisedSetup
 from main.types import EpochResult
-
-
-@dataclass(kw_only=True)
-class SupervisedSetup(SetupOptions):
-    """Arguments of the constructor beside `SetupOptions`.
-
-    train_turns: of every dialogue, 'all' turns of the assistant's are trained, or the 'last' one;
-        a row's and a turn's own weight count besides.
-    """
-
-    train_turns: TrainTurns = "all"
-
-    def without_effect(self) -> dict[str, str]:
-        found = super().without_effect()
-        if get_loader(self.loader_name).template == "plain":
-            found["train_turns"] = f"loader_name={self.loader_name!r}, whose rows have no turns"
-        return found
 
 
 class Trainer(BaseTrainer):

@@ -5,12 +5,21 @@ log pi(y|x); summed over the answer's tokens, or their mean (`per_token`). The i
 beta * s. m = s(chosen) - s(rejected); sigma is the logistic function. All return one loss a pair.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:  # options are read without torch, which takes a second to load
+    from torch import Tensor
+
+Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+
+
+def logsigmoid(score: Tensor) -> Tensor:
+    from torch.nn import functional
+
+    return functional.logsigmoid(score)
 
 
 def sigmoid(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
@@ -45,6 +54,8 @@ def hinge(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 
 def exo_pair(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
     """EXO: KL(policy || labels) over the pair, labels (1 - e, e). arXiv 2402.00856, eq. 16."""
+    import torch
+
     margin = beta * (chosen - rejected)
     labels = torch.log(margin.new_tensor([1 - label_smoothing, label_smoothing]))
     policy = torch.stack([logsigmoid(margin), logsigmoid(-margin)], dim=-1)  # (B, 2)
@@ -129,6 +140,8 @@ def kto(
         desirable: (B,) bool.
         kl: the reference point z, not negative: the mean ratio of mismatched answers; constant.
     """
+    import torch
+
     signed = torch.where(desirable, ratio - kl, kl - ratio)
     weight = torch.where(desirable, desirable_weight, undesirable_weight)
     return weight * (1 - (beta * signed).sigmoid())
@@ -137,7 +150,7 @@ def kto(
 def _log_odds(logprob: Tensor) -> Tensor:
     """log(p / (1 - p)) of log p; accurate near p = 0 and p = 1."""
     logprob = logprob.clamp(max=-1e-6)  # p = 1 has no odds
-    return logprob - torch.log(-torch.expm1(logprob))
+    return logprob - (-logprob.expm1()).log()
 
 
 class PairLoss(NamedTuple):

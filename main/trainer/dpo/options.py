@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Any
 
 from main.errors import ConfigError
 from main.loaders import get_loader
 from main.options import KeyOf, below, not_positive
 from main.trainer.arguments import LoopOptions, SetupOptions
-from main.trainer.dpo.losses import PAIR_LOSSES, PairLoss, sft
-from main.trainer.dpo.scores import Divergence, PairSums, under_divergence
+from main.trainer.dpo.losses import PAIR_LOSSES, Divergence, PairLoss, sft
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from main.trainer.dpo.scores import PairSums
 
 LossType = Annotated[str, KeyOf(PAIR_LOSSES, "kto")]
 _KTO = ("desirable_weight", "undesirable_weight")
@@ -148,8 +150,10 @@ class PreferenceOptions(LoopOptions):
     def needs_reference(self) -> bool:
         return not self.pair_losses or any(pair.reference for pair in self.pair_losses)
 
-    def scores(self, pair: PairLoss, sums: PairSums) -> Tensor:
+    def scores(self, pair: PairLoss, sums: "PairSums") -> "Tensor":
         """(B, 2), what the loss compares."""
+        from main.trainer.dpo.scores import under_divergence
+
         scores = sums.ratios() if pair.reference else sums.sums
         if pair.either and pair.reference:
             scores = under_divergence(scores, self.f_divergence_type, self.f_alpha_divergence_coef)
@@ -157,7 +161,7 @@ class PreferenceOptions(LoopOptions):
         per_token = pair.per_token if chosen is None or not pair.either else chosen
         return scores / sums.lengths if per_token else scores
 
-    def losses(self, sums: PairSums) -> Tensor:
+    def losses(self, sums: "PairSums") -> "Tensor":
         """(B,), the weighted sum over the losses with the SFT term."""
         weights = self.loss_weights or [1.0] * len(self.pair_losses)
         parts = [w * self._loss(p, sums) for w, p in zip(weights, self.pair_losses, strict=True)]
@@ -166,7 +170,7 @@ class PreferenceOptions(LoopOptions):
         total = sum(parts[1:], parts[0])
         return total if sums.weights is None else total * sums.weights
 
-    def _loss(self, pair: PairLoss, sums: PairSums) -> Tensor:
+    def _loss(self, pair: PairLoss, sums: "PairSums") -> "Tensor":
         given: dict[str, Any] = {n: getattr(self, n) for n in pair.options}
         given = {name: value for name, value in given.items() if value is not None}
         scores = self.scores(pair, sums)

@@ -6,15 +6,14 @@ one number is each answer's.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
+from main.trainer.dpo.losses import Divergence, logsigmoid
 from main.trainer.policy.logprobs import TokenLogprobs
 
-Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 _LARGEST = 80.0  # of an exponent, so that float32 holds the power
 
 

@@ -5,14 +5,16 @@ functions are pure: (N, G) in, (N, G) float32 out. A group whose rewards are equ
 about what to do better: its advantages are exactly 0 wherever the baseline is its own mean.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from main.errors import ConfigError
+
+if TYPE_CHECKING:  # options are read without torch, which takes a second to load
+    from torch import Tensor
 
 Advantage = Literal["group", "rloo", "reinforce++"]
 Scale = Literal["group", "batch", "none"]
@@ -91,7 +93,7 @@ def decoupled_advantages(parts: Tensor, weights: Sequence[float]) -> Tensor:
     centred = centred.masked_fill(zero_spread(parts)[:, None] | ~known, 0.0)
     spread = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
     normalised = centred / (spread + EPSILON)
-    total = (normalised * torch.tensor(weights, dtype=torch.float64)).sum(-1)
+    total = (normalised * normalised.new_tensor(weights)).sum(-1)
     return _scaled(_centred(total.reshape(1, -1)).view_as(total), total, "batch")
 
 

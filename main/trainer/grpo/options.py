@@ -18,7 +18,7 @@ from main.trainer.online.policy_loss import (
     PolicyLoss,
 )
 from main.trainer.rewards.options import RewardOptions
-from main.trainer.rollout.choice import SamplerOptions
+from main.trainer.rollout.options import SamplerOptions
 
 OF_REWARDS = (
     *("reward_weights", "reward_timeout", "reward_retries", "advantage", "scale_rewards"),

@@ -7,9 +7,12 @@ John Schulman, "Approximating KL Divergence" (2020), with r = p_reference / p_po
     k3 = (r - 1) - log r    unbiased, never negative
 """
 
-from typing import Literal, get_args
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:  # options are read without torch, which takes a second to load
+    from torch import Tensor
 
 KLEstimator = Literal["k1", "k2", "k3"]
 KL_ESTIMATORS: tuple[str, ...] = get_args(KLEstimator)

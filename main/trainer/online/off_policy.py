@@ -4,13 +4,16 @@ Shapes: B completions of at most T tokens; log-probabilities and `mask` are (B, 
 token whose sampling log-probability is unknown (NaN) counts as drawn by the trainer itself.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from main.options import Options, below, not_positive
+
+if TYPE_CHECKING:  # options are read without torch, which takes a second to load
+    from torch import Tensor
 
 Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 

@@ -8,16 +8,18 @@ With ratio = exp(logprobs - old_logprobs) at the first update (old = current) ev
 has the gradient of -advantage * logprob.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from main.options import KeyOf
+
+if TYPE_CHECKING:  # options are read without torch, which takes a second to load
+    from torch import Tensor
 
 Level = Literal["token", "sequence"]
 _LOG_TINY = math.log(1e-8)
@@ -71,7 +73,7 @@ def clipped_surrogate(
     """
     high = epsilon if epsilon_high is None else epsilon_high
     bounded, limit = ratio.clamp(1 - epsilon, 1 + high), math.inf if delta is None else delta
-    losses = -torch.minimum(ratio.clamp(max=limit) * advantages, bounded * advantages)
+    losses = -(ratio.clamp(max=limit) * advantages).minimum(bounded * advantages)
     too_low = (ratio < 1 - epsilon) & (advantages < 0)
     too_high = (ratio > 1 + high) & (advantages > 0)
     if delta is not None:
@@ -96,6 +98,8 @@ def sapo_surrogate(
     ratio: Tensor, advantages: Tensor, temperature_positive: float, temperature_negative: float
 ) -> Surrogate:
     """-4 / tau * sigmoid(tau * (ratio - 1)) * A: SAPO, arXiv 2511.20347, a soft gate, no clip."""
+    import torch
+
     temperature = torch.where(advantages > 0, temperature_positive, temperature_negative)
     gate = torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature
     return Surrogate(-gate * advantages, torch.zeros_like(gate, dtype=torch.bool))
@@ -115,6 +119,8 @@ def vespo_surrogate(
     VESPO, arXiv 2602.10693: a soft weight that is 1 at w = 1 and falls off on both sides; (k, l) is
     `positive` for A >= 0 and `negative` for A < 0. `correction` (B, T) or (B, 1) is part of w.
     """
+    import torch
+
     log_ratio = (logprobs - old_logprobs).detach().masked_fill(~mask, 0.0).clamp(-20.0, 20.0)
     log_w = log_ratio.sum(1, keepdim=True)
     if correction is not None:

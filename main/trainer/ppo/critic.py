@@ -14,7 +14,7 @@ Three kinds:
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ from main.models.adapters import adapter_tensors
 from main.system.settings import read_settings
 from main.trainer.policy.logprobs import LogprobModel
 from main.trainer.policy.reference import copy_adapter, switched
+from main.trainer.ppo.options import CriticKind
 
-CriticKind = Literal["head", "detached", "adapter"]
 CRITIC = "critic"
 STATE_LENGTH = 10.0
 WEIGHTS, SETTINGS = "critic.safetensors", "critic.json"

@@ -8,7 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 from main.loaders.collate import pad
 from main.trainer.online.kl import KLEstimator, kl_estimate
 from main.trainer.online.sample import Prompt, Sample
-from main.trainer.ppo.gae import Placement, gae, place_scores
+from main.trainer.ppo.gae import gae, place_scores
+from main.trainer.ppo.options import Placement
 
 
 def gold_sample(prompt: Prompt, seed: int, stop_ids: Sequence[int]) -> Sample:

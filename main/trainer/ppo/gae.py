@@ -8,14 +8,13 @@ tokens. `values[b, t]` is the critic's value of the state *before* token t.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from main.trainer.online.statistics import Moments, moments
-
-Placement = Literal["last", "every"]
+from main.trainer.ppo.options import Placement
 
 
 class Credit(NamedTuple):

@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from main.options import below, not_positive
 from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
 from main.trainer.online.kl import KLEstimator
 from main.trainer.online.off_policy import CorrectionOptions
-from main.trainer.ppo.critic import CriticKind
-from main.trainer.ppo.gae import Placement
 from main.trainer.rewards.options import RewardOptions
 from main.trainer.rewards.similarity import weight_problems
-from main.trainer.rollout.choice import SamplerOptions
+from main.trainer.rollout.options import SamplerOptions
+
+CriticKind = Literal["head", "detached", "adapter"]
+Placement = Literal["last", "every"]
 
 PPO_SETUP_ALIASES: Mapping[str, str] = {**SETUP_ALIASES, "actor_resume_path": "resume_path"}
 PPO_LOOP_ALIASES: Mapping[str, str] = {

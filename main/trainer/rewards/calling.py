@@ -5,27 +5,17 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from main.errors import MainError, RewardError
 from main.trainer.rewards.notes import Notes, TrainerState
+from main.trainer.rewards.options import Patience
 from main.trainer.rewards.scoreable import Scoreable
 from main.trainer.rewards.waiting import OutOfTime, await_all, within
 
 log = logging.getLogger(__name__)
 
 RewardFunction = Callable[..., Any]
-
-
-class Patience(NamedTuple):
-    """With a function that fails.
-
-    timeout: seconds for a batch; None is no limit.
-    retries: how often it is called again, with the whole batch.
-    """
-
-    timeout: float | None = None
-    retries: int = 0
 
 
 @dataclass

@@ -1,9 +1,20 @@
 """What trainers accept about rewards, whatever gives them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from main.options import Options, below, not_positive
-from main.trainer.rewards.calling import Patience
+
+
+class Patience(NamedTuple):
+    """With a function that fails.
+
+    timeout: seconds for a batch; None is no limit.
+    retries: how often it is called again, with the whole batch.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
 
 
 @dataclass(kw_only=True)

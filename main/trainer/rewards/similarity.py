@@ -11,11 +11,13 @@ that are equally like, the gold one decides. Texts are taken as they are, specia
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from main.errors import ConfigError
 from main.loaders.preference import listed
-from main.models.encoder import SentenceEncoder
+
+if TYPE_CHECKING:
+    from main.models.encoder import SentenceEncoder
 
 
 def jaccard(first: Collection[int], second: Collection[int]) -> float:
@@ -63,7 +65,7 @@ class SimilarityReward:
 
     __name__ = "similarity"
 
-    def __init__(self, encoder: SentenceEncoder, weights: Sequence[float] = (0.5, 0.5)):
+    def __init__(self, encoder: "SentenceEncoder", weights: Sequence[float] = (0.5, 0.5)):
         problems = weight_problems(weights)
         if problems:
             raise ConfigError(problems[0])

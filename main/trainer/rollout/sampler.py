@@ -7,7 +7,6 @@ sampler that calls this one several times.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from main.predictor.decode import decode
 from main.predictor.decoding import Decoding, batches
 from main.predictor.sampling import GenerationOptions
 from main.trainer.policy.logprobs import scoring
+from main.trainer.rollout.options import SamplingOptions
 
 
 class Completion(NamedTuple):
@@ -29,22 +29,6 @@ class Completion(NamedTuple):
     ids: list[int]
     sampling_logprobs: list[float]
     ended: bool
-
-
-@dataclass
-class SamplingOptions:
-    """How completions are drawn.
-
-    max_completion_length: most tokens of a completion, the end token included.
-    temperature, top_p, top_k, min_p, repetition_penalty: see `GenerationOptions`.
-    """
-
-    max_completion_length: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
 
 
 class Sampler(ABC):
