@@ -105,7 +105,7 @@ def test_a_resume_knows_the_best_checkpoint_and_how_long_nothing_was_better(tiny
     results = train(tiny_model_path, rows=4, **options)
     assert [result.epoch for result in results] == [3, 4]
     best, newest = first.checkpoint, results[-1].checkpoint
-    assert set(best.parent.iterdir()) == {best, newest}
+    assert set(best.parent.glob("Llama_*")) == {best, newest}
 
 
 def test_a_real_allocation_that_fails_halves_the_micro_batch_and_keeps_the_step(
@@ -156,8 +156,8 @@ def test_a_second_ctrl_c_ends_a_real_process_in_the_middle_of_a_step(tiny_model_
         finally:
             process.kill()
         assert process.stderr and "KeyboardInterrupt" in process.stderr.read()
-    left = [path for path in Path("save_model").rglob("*") if path.is_file()]
-    assert left == []  # no checkpoint, and no lock
+    left = [path.name for path in Path("save_model").rglob("*") if path.is_file()]
+    assert left == ["run.yaml"]  # no checkpoint, and no lock
 
 
 def wait(process, seconds, until=lambda: False, between=lambda: None) -> None:

@@ -59,6 +59,7 @@ from main.trainer.loop.home import Home
 from main.trainer.loop.identity import options_of
 from main.trainer.loop.launch import accept_launch
 from main.trainer.loop.run import Loop
+from main.trainer.loop.run_file import write_run_file
 from main.trainer.loop.task import Run, Task
 from main.trainer.placement import layout, tensor_parallel
 from main.trainer.placement.base import is_shared_out
@@ -367,6 +368,10 @@ class BaseTask(Task):
     def save(self, directory: Path) -> None:
         reference = self.held_against
         self.trainer.save(directory, self.options, reference.said if reference else "")
+
+    def write_settings(self, folder: Path) -> None:
+        method = self.trainer._public_name().partition(".")[0]
+        write_run_file(folder, method, [self.setup, self.options])
 
     @property
     def held_against(self) -> Reference | None:

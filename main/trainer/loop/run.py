@@ -262,6 +262,8 @@ class Loop:
         self.evaluator = Evaluator(task, opened)
         self.checkpoints = Checkpoints(task, options, self.home, opened, state, known)
         self._begin_or_resume(snapshot)
+        if options.save_strategy != "no":
+            decide(lambda: task.write_settings(self.home.checkpoints))
         self.watch = Watch(self.state.memory, opened.placement.by_name())
         self.records = Records(
             opened.accelerator,

@@ -204,6 +204,9 @@ class Task(ABC):
         """What is noted, and told when a resumed run has others, but is no part of a run."""
         return {}
 
+    def write_settings(self, folder: Path) -> None:  # noqa: B027 (optional to override)
+        """Write what a user starts the run again with. Called on the main process."""
+
     def state(self) -> dict[str, Any]:
         """What else an exact resume needs, as JSON values."""
         return {}
