@@ -26,6 +26,7 @@ from main.utils.trial import Specification, Trial, depth
 
 Method = Literal["lora", "dpo", "ppo", "grpo"]
 FEW, MORE = 2, 4  # layers of the two trials
+OF_THE_RUN = ("from_pretrained", "data_path", "task_name", "output_dir")  # a trial has its own
 
 
 @dataclass
@@ -126,6 +127,7 @@ def specification(options: PlanOptions, arguments: dict[str, Any]) -> tuple[Spec
     rows = known.batch_size * of_call.gradient_accumulation_steps
     drawn = getattr(of_call, "num_generations", 1) if online else 1
     spelt = {trainer.setup_aliases.get(name, name): value for name, value in setup.items()}
+    spelt = {name: value for name, value in spelt.items() if name not in OF_THE_RUN}
     called = {trainer.loop_aliases.get(name, name): value for name, value in call.items()}
     specification = Specification(
         str(options.model), options.method, None, prompt, 1 if online else answer, spelt, called

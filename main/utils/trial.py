@@ -7,7 +7,6 @@ In a process of its own, whose peak of memory is its own.
 
 import copy
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -16,8 +15,6 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-from accelerate.tracking import GeneralTracker
 
 DRAWS = 4  # the first one is passed over
 WORD = " the"  # one token, nearly everywhere
@@ -70,6 +67,7 @@ def measured(of: Specification, folder: Path) -> Trial:
     """Make the run in `folder` and measure it."""
     trainer_class = import_module(f"main.trainer.{of.method}").Trainer
     from main.trainer.loop.throughput import most_resident_memory, peak_memory
+    from main.utils.clock import Clock
 
     on_gpu = not _on_cpu(of.setup)
     process = 0.0 if on_gpu else float(most_resident_memory())
@@ -79,7 +77,7 @@ def measured(of: Specification, folder: Path) -> Trial:
         **of.setup,
     )
     base, adapter = _weights(trainer.model)
-    clock = _Clock()
+    clock = Clock()
     began = time.perf_counter()
     call = {**QUIET, **_judged(of), **of.call, "report_to": [clock], "max_steps": _steps(of)}
     list(trainer(**call))
@@ -171,34 +169,6 @@ def _judged(of: Specification) -> dict[str, Any]:
 def _length(prompts: list, completions: list, **columns: Any) -> list[float]:
     """Judges are the user's own: this one takes no time."""
     return [len(str(completion)) % 7 / 7 for completion in completions]
-
-
-class _Clock(GeneralTracker):
-    """A tracker that notes when steps were recorded."""
-
-    name = "clock"
-    requires_logging_directory = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[int, float]] = []
-
-    @property
-    def tracker(self) -> "_Clock":
-        return self
-
-    def store_init_configuration(self, values: dict) -> None: ...
-
-    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
-        self.seen.append((int(step or 0), time.perf_counter()))
-
-    def finish(self) -> None: ...
-
-    def seconds(self) -> tuple[float, float]:
-        """Of a step, the median, and when the first draw was done with."""
-        pairs = zip(self.seen, self.seen[1:], strict=False)
-        each = [(t2 - t1) / (s2 - s1) for (s1, t1), (s2, t2) in pairs if s2 > s1]
-        return statistics.median(each), self.seen[0][1]
 
 
 if __name__ == "__main__":
