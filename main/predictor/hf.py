@@ -8,8 +8,6 @@ for chunks, texts in predictor.predict_stream("Tell me a story."):
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ import torch
 from main.dialogue.ends import stop_token_ids
 from main.dialogue.prompts import answer_lead
 from main.models import context_length, has_tokenizer, load_adapter, load_model, load_tokenizer
-from main.models.load import Quantization
 from main.models.merging import merge_or_keep
 from main.models.training_record import model_digest, read_record
 from main.models.vocabulary import embedding_rows
@@ -28,43 +25,8 @@ from main.predictor.base import BasePredictor
 from main.predictor.call import Call, Voice
 from main.predictor.decode import decode
 from main.predictor.decoding import Decoding, batches
+from main.predictor.options import PredictorOptions
 from main.vision import load_vision
-
-
-@dataclass
-class PredictorOptions:
-    """Keyword arguments of `Predictor`.
-
-    model_from_pretrained: folder of the base model, or its name on the hub.
-    peft_path (also resume_path): folder of an adapter to put on it.
-    dtype, device, device_map, quantization, attn_implementation, trust_remote_code: see
-        `main.models.load_model`.
-    batch_size: most requests that run at once.
-    max_batch_tokens: most tokens, prompts and answers together, that a batch may grow to; None =
-        32768 on a CPU and 262144 on a GPU.
-    system_prompt: opens every dialogue that has no system message.
-    """
-
-    model_from_pretrained: str | Path
-    peft_path: str | Path | None = None
-    dtype: str | torch.dtype = "auto"
-    device: str | torch.device | None = None
-    device_map: Any = None
-    quantization: Quantization | None = None
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
-    batch_size: int = 64
-    max_batch_tokens: int | None = None
-    system_prompt: str | None = None
-
-    def problems(self) -> list[str]:
-        """One sentence for every value that cannot work."""
-        found = []
-        if self.batch_size < 1:
-            found.append(f"batch_size={self.batch_size} must be >= 1.")
-        if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
-            found.append(f"max_batch_tokens={self.max_batch_tokens} must be >= 1.")
-        return found
 
 
 class Predictor(BasePredictor):

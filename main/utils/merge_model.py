@@ -359,17 +359,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def told_report(report: MergeReport) -> str:
+    """What the commands print."""
+    lines = [
+        f"merged into {report.output} ({report.dtype})",
+        f"  the adapter changes a logit by up to     {report.effect:.4g}",
+        f"  merged in float32, against the adapter   {report.merged:.2g}",
+        f"  the saved folder, opened again           {report.saved:.2g}",
+        f"  same likeliest token                     {report.same_top:.2%} of positions",
+    ]
+    if report.saved > report.effect / 2:
+        lines.append("Rounding changes as much as the adapter does: use --dtype float32.")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = vars(_parser().parse_args(arguments))
     report = merge_model(**{name: value for name, value in given.items() if value is not None})
-    print(f"merged into {report.output} ({report.dtype})")
-    print(f"  the adapter changes a logit by up to     {report.effect:.4g}")
-    print(f"  merged in float32, against the adapter   {report.merged:.2g}")
-    print(f"  the saved folder, opened again           {report.saved:.2g}")
-    print(f"  same likeliest token                     {report.same_top:.2%} of positions")
-    if report.saved > report.effect / 2:
-        print("Rounding changes as much as the adapter does: use --dtype float32.")
+    print(told_report(report))
 
 
 if __name__ == "__main__":
