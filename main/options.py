@@ -145,7 +145,7 @@ def _read(
 def _wrong(name: str, value: Any, hint: Any) -> list[str]:
     """A sentence on a value of another type, or one that is no finite number."""
     if not _fits(value, hint):
-        return [f"{name}={value!r} must be {_describe(hint)}, not {type(value).__name__}."]
+        return [f"{name}={value!r} must be {described(hint)}, not {type(value).__name__}."]
     return [] if _is_finite(value) else [f"{name}={value!r} must be finite."]
 
 
@@ -233,12 +233,13 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, target) if isinstance(target, type) else True
 
 
-def _describe(hint: Any) -> str:
+def described(hint: Any) -> str:
+    """A type in words, as 'an integer or None'."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         return repr(typing.get_args(hint)[1])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(part) for part in typing.get_args(hint))
+        return " or ".join(described(part) for part in typing.get_args(hint))
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
     if hint is type(None):

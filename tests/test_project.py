@@ -46,6 +46,7 @@ LAYERS = (
     ("evaluation",),
     ("trainer",),
     ("utils",),
+    ("cli",),
 )
 
 

@@ -24,10 +24,11 @@ NOT_RUN = {
     "make quickstart": "ten minutes of real training; tried by hand from a fresh clone",
     "make test": "it is what runs this test",
     "make install-vllm": "changes the environment that the tests run in",
-    "accelerate launch": "see test_lora.py, test_fsdp.py and test_deepspeed.py",
+    "accelerate launch": "see test_lora.py, test_fsdp.py, test_deepspeed.py, test_cli_train.py",
     "examples/grpo.py --use_vllm": "needs vLLM; see test_rollout_vllm.py, test_rollout_server.py",
     "trl vllm-serve": "a server; started in the tests marked vllm where vLLM is installed",
     "tensorboard": "a server that does not end",
+    "main-peft chat": "a dialogue; see test_cli_commands.py",
 }
 SUBSTITUTES = {"Llama_150": "Llama_2"}  # eight rows make fewer steps
 
@@ -97,5 +98,6 @@ def test_every_block_of_the_readme_runs(sandbox):
         for name, substitute in SUBSTITUTES.items():
             command = command.replace(name, substitute)
         words = shlex.split(command)
-        assert words[0] == "python", f"{line!r} is neither run nor listed in NOT_RUN"
-        small_project.run(words[1:], sandbox)
+        start = {"python": [], "main-peft": ["-m", "main"]}
+        assert words[0] in start, f"{line!r} is neither run nor listed in NOT_RUN"
+        small_project.run([*start[words[0]], *words[1:]], sandbox)

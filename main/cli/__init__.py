@@ -1,0 +1,1 @@
+"""The command line: `main-peft`, or `python -m main`."""
