@@ -37,9 +37,11 @@ class ScoredAnswer(NamedTuple):
     token_ids: all tokens generated, the end token among them.
     logprobs: one for each of `token_ids`, nats.
     finish_reason: 'stop' = an end token or a stop text came, 'length' = the limit cut the answer.
+    tokens: their texts, of `main.predictor.openai`: most servers tell these, and no ids.
     """
 
     text: str
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: Literal["stop", "length"]
+    tokens: list[str] | None = None

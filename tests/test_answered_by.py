@@ -5,7 +5,6 @@ import json
 import logging
 import subprocess
 import sys
-import types
 
 import pytest
 
@@ -17,7 +16,6 @@ from main.predictor.answerer import Answerer, hearing, note
 from main.predictor.hf import Predictor
 from main.predictor.sampling import GenerationOptions
 
-TOKENIZER = types.SimpleNamespace(chat_template=None)
 A, B = Answerer("a", "base", "first"), Answerer("b", "base", "second")
 
 
@@ -30,7 +28,7 @@ def asks(who, stop_at=None, **options):
             raise KeyboardInterrupt
         calls.append(item)
         settings = GenerationOptions(build_message=True, **options)
-        note(who, settings, TOKENIZER, {"system_prompt": None})
+        note(who, settings, "", {"system_prompt": None})
         return [f"{who.adapter if who else 'api'}: {query}" for query in item["query"]]
 
     return batcher
@@ -75,7 +73,7 @@ def test_other_weights_under_the_same_name_are_another_model(save):
 
 def test_failed_rows_are_asked_again_of_the_same_model_only(save):
     def failing(item):
-        note(A, GenerationOptions(), TOKENIZER, {})
+        note(A, GenerationOptions(), "", {})
         if "q1" in item["query"]:
             raise RuntimeError("no")
         return item["query"]
@@ -181,13 +179,13 @@ def test_a_run_killed_after_its_first_batch_leaves_its_name(save):
 def test_threads_of_a_batcher_are_heard_and_other_runs_are_not():
     def in_a_thread(who):
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            pool.submit(note, who, GenerationOptions(), TOKENIZER, {}).result()
+            pool.submit(note, who, GenerationOptions(), "", {}).result()
 
     with hearing() as calls:
         in_a_thread(A)
         assert [call.answerer for call in calls] == [A]
         with hearing() as inner:
-            note(B, GenerationOptions(), TOKENIZER, {})
+            note(B, GenerationOptions(), "", {})
             in_a_thread(B)  # whose is not known
     assert [call.answerer for call in inner] == [B]
     assert [call.answerer for call in calls] == [A]

@@ -248,7 +248,7 @@ def test_a_hundred_streams_closed_half_way_leave_nothing_running(pred):
 
 
 def _tasks(pred):
-    return asyncio.all_tasks(pred.engine._loop)
+    return asyncio.all_tasks(pred.engine._background._loop)
 
 
 # -- adapters

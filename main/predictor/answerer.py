@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from main.models.identity import files_digest
-from main.models.training_record import plain, template_digest
+from main.models.training_record import plain
 
 
 class Answerer(NamedTuple):
@@ -69,12 +69,12 @@ def hearing() -> Iterator[list[Note]]:
         _here.reset(token)
 
 
-def note(who: Answerer | None, settings: Any, tokenizer: Any, more: Mapping[str, Any]) -> None:
+def note(who: Answerer | None, settings: Any, template: str, more: Mapping[str, Any]) -> None:
     """Tell whoever hears that `who` was asked.
 
     Args:
         settings: the call's options, a dataclass; those that differ from their defaults count.
-        tokenizer: its chat template counts.
+        template: digest of the chat template; '' = not known.
         more: what else shapes the answers, such as variables of the template.
     """
     calls = _here.get()
@@ -86,4 +86,4 @@ def note(who: Answerer | None, settings: Any, tokenizer: Any, more: Mapping[str,
     usual = {f.name: f.default for f in fields(settings)} | {"build_message": True}
     asked = {name: value for name, value in given.items() if value != usual[name]}
     asked |= {name: value for name, value in more.items() if value is not None}
-    calls.append(Note(who, plain(asked | {"chat_template": template_digest(tokenizer)[:12]})))
+    calls.append(Note(who, plain(asked | {"chat_template": template[:12]})))

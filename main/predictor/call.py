@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from main.dialogue.prompts import Prompts, encode, encoder_of, template_variables
 from main.dialogue.tools import tool_schemas
 from main.errors import ConfigError, DataError
+from main.models.training_record import template_digest
 from main.options import nearest, parse, raise_all
 from main.predictor.answerer import Answerer, note
 from main.predictor.as_trained import AsTrained
@@ -60,15 +61,22 @@ def make_call(voice: Voice, settings: GenerationOptions) -> Call:
     lead = voice.lead if settings.build_message else ""
     tokens, texts = _stops(voice.tokenizer, settings)
     begun: list[int] = []
+    check_prefix(settings)
     if settings.assistant_prefix:
-        if not settings.build_message:
-            raise ConfigError(
-                "assistant_prefix begins the answer to a dialogue; with build_message=False write "
-                "it at the end of the prompt."
-            )
         begun = encoder_of(voice.tokenizer).ids([lead + settings.assistant_prefix])[0]
     stop_ids = voice.stop_ids | frozenset(settings.stop_token_ids or ()) | tokens
     return Call(settings, voice, stop_ids, texts, lead, begun)
+
+
+def check_prefix(settings: GenerationOptions) -> None:
+    """Raises:
+    ConfigError: an answer begun without a chat template.
+    """
+    if settings.assistant_prefix and not settings.build_message:
+        raise ConfigError(
+            "assistant_prefix begins the answer to a dialogue; with build_message=False write it "
+            "at the end of the prompt."
+        )
 
 
 def parse_options(
@@ -101,14 +109,14 @@ def prompts_of(
     if settings.build_message:
         variables = call.voice.trained.variables(variables, template_variables(tokenizer))
     noted = variables | {"system_prompt": system_prompt}
-    note(call.voice.answerer, settings, tokenizer, noted)
+    note(call.voice.answerer, settings, template_digest(tokenizer), noted)
     prompts = build_prompts(
         tokenizer,
         query,
         history,
         build_message=settings.build_message,
         system_prompt=system_prompt,
-        tools=_tools(settings.tools),
+        tools=tools_of(settings),
         template_kwargs=variables,
         vision=vision,
         special=settings.allow_special_tokens,
@@ -134,9 +142,14 @@ def _stops(tokenizer: Any, settings: GenerationOptions) -> tuple[frozenset[int],
     return frozenset(tokens), texts
 
 
-def _tools(given: Any) -> list[dict[str, Any]]:
+def tools_of(settings: GenerationOptions) -> list[dict[str, Any]]:
+    """The schemas of the call's tools.
+
+    Raises:
+        ConfigError: something that is no schema and makes none.
+    """
     try:
-        return tool_schemas(given)
+        return tool_schemas(settings.tools)
     except DataError as error:
         raise ConfigError(str(error)) from error
 

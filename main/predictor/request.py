@@ -53,7 +53,7 @@ def build_prompts(
     """
     if not build_message:
         variables = {**(template_kwargs or {}), **({"tools": tools} if tools else {})}
-        return Prompts(_raw_prompts(query, history, variables), templated=False)
+        return Prompts(raw_prompts(query, history, variables), templated=False)
     dialogues = [
         Dialogue(messages, tools, template_kwargs)
         for messages in build_dialogues(query, history, system_prompt)
@@ -79,7 +79,7 @@ def build_dialogues(
     return dialogues
 
 
-def _raw_prompts(query: Any, history: Any, template_kwargs: Any) -> list[str]:
+def raw_prompts(query: Any, history: Any, template_kwargs: Any) -> list[str]:
     prompts = query if isinstance(query, list) else [query]
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise ConfigError(

@@ -8,7 +8,6 @@ import asyncio
 import atexit
 import itertools
 import os
-import queue
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -28,12 +27,12 @@ from main.errors import (
     ModelError,
 )
 from main.models.families import original_of
+from main.predictor.background import Background
 from main.system.processes import without_main
 
 STARTING = threading.Lock()  # one engine at a time, so that its processes are known
 CPU_CACHE_BYTES = 4 * 2**30  # most memory for keys and values on a CPU unless the caller says
 SHUTDOWN_SECONDS = 30
-END = object()
 ALIKE = {  # arguments of every engine here
     "generation_config": "vllm",  # the model's own sampling values are not applied
     "logprobs_mode": "processed_logprobs",
@@ -100,12 +99,10 @@ class Engine:
     def __init__(self, arguments: Mapping[str, Any]):
         vllm = load_vllm()
         _refuse_original(arguments["model"])
-        self._loop = asyncio.new_event_loop()
+        self._background = Background("vllm")
         self._numbers = itertools.count()
         self._parts: dict[str, Any] = {}  # filled below, emptied by closing
-        thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
-        thread.start()
-        self._close = weakref.finalize(self, _shutdown, self._parts, self._loop, thread)
+        self._close = weakref.finalize(self, _shutdown, self._parts, self._background)
         try:
             with STARTING, _environment(), without_main():
                 before = set(psutil.Process().children(recursive=True))
@@ -148,20 +145,9 @@ class Engine:
         Closing the generator aborts the requests, and returns when that is done.
         """
         self._check_open()
-        items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        task = self._wait(self._spawn(self._all(requests, lambda *item: items.put(item)), items))
-        try:
-            while (item := items.get()) is not END:
-                found, ended = _drain(item, items)
-                yield found
-                if ended:
-                    break
-        finally:
-            if not task.done():
-                self._loop.call_soon_threadsafe(task.cancel)
-                while items.get() is not END:
-                    pass
-        task.result()
+        return self._background.stream(
+            lambda put: _clear_errors(self._all(requests, lambda *item: put(item)))
+        )
 
     def add_adapter(self, adapter: Any) -> None:
         """Load a LoRA adapter now, so that a bad one is refused before a request uses it.
@@ -205,21 +191,7 @@ class Engine:
         atexit.unregister(self._close)
 
     def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run in the engine's thread; an interrupt here cancels it there."""
-        future = asyncio.run_coroutine_threadsafe(_clear_errors(coroutine), self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    async def _spawn(
-        self, coroutine: Coroutine[Any, Any, None], items: "queue.SimpleQueue[Any]"
-    ) -> "asyncio.Task[None]":
-        task = asyncio.ensure_future(_clear_errors(coroutine))
-        # also when the task is cancelled before its first step
-        task.add_done_callback(lambda _: items.put(END))
-        return task
+        return self._background.wait(_clear_errors(coroutine))
 
     async def _all(self, requests: Sequence[Request], put: Callable[[int, Any], None]) -> None:
         """Run all requests at once; the first that fails ends the others."""
@@ -306,45 +278,21 @@ def _first_lines(error: BaseException) -> str:
     return " ".join(kept[:4]) or type(error).__name__
 
 
-def _drain(first: Any, items: "queue.SimpleQueue[Any]") -> tuple[list[Any], bool]:
-    """`first` and what else is there already; True when the last of it was the end."""
-    found = [first]
-    while True:
-        try:
-            item = items.get_nowait()
-        except queue.Empty:
-            return found, False
-        if item is END:
-            return found, True
-        found.append(item)
-
-
 def _new_processes(before: "set[psutil.Process]") -> "list[psutil.Process]":
     """The engine's processes; Python's own tracker of shared memory lives as long as this one."""
     started = set(psutil.Process().children(recursive=True)) - before
     return [p for p in started if not any("resource_tracker" in part for part in p.cmdline())]
 
 
-def _shutdown(
-    parts: dict[str, Any], loop: asyncio.AbstractEventLoop, thread: threading.Thread
-) -> None:
+def _shutdown(parts: dict[str, Any], background: Background) -> None:
     # first, or what listens to the engine would report that it died
-    asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result(timeout=SHUTDOWN_SECONDS)
+    background.cancel_all(SHUTDOWN_SECONDS)
     if "llm" in parts:
         parts.pop("llm").shutdown(timeout=SHUTDOWN_SECONDS)
     _, alive = psutil.wait_procs(parts.pop("processes", []), timeout=SHUTDOWN_SECONDS)
     for process in alive:
         process.kill()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(timeout=SHUTDOWN_SECONDS)
-    loop.close()
-
-
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    background.stop(SHUTDOWN_SECONDS)
 
 
 @contextmanager
