@@ -99,7 +99,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         served = self.served
         with served.lock:
-            served.requests.append((self.path, dict(self.headers), body))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            served.requests.append((self.path, headers, body))
             served.at_once += 1
             served.most_at_once = max(served.most_at_once, served.at_once)
             fault = served.faults.popleft() if served.faults else None
@@ -162,7 +163,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         items = _answers(self.served, body, "predict_stream") or [(["o"], []), (["k"], [])]
         self._event({"choices": [{"index": 0, "delta": {"role": "assistant"}, "text": ""}]})
         for chunks, _ in items:
-            said = {"delta": {"content": chunks[0]}} if chat else {"text": chunks[0]}
+            said = {"delta": {"content": chunks[-1]}} if chat else {"text": chunks[-1]}
             self._event({"choices": [{"index": 0, **said}]})
             if cut:
                 self._hang_up()
@@ -205,7 +206,11 @@ def _answers(served: Served, body: Mapping[str, Any], method: str) -> list[Any]:
         return []
     options: dict[str, Any] = dict(body.get("chat_template_kwargs") or {})
     options |= {"max_new_tokens": body["max_tokens"], "temperature": body["temperature"]}
-    for name in ("top_p", "seed", "stop", "top_k", "min_p", "repetition_penalty", "tools"):
+    number = 0
+    if "seed" in body:  # as a predictor sends it: of its own seed and the answer's number
+        options["seed"], number = divmod(body["seed"], 1_000_003)
+        options["num_return_sequences"] = number + 1
+    for name in ("top_p", "stop", "top_k", "min_p", "repetition_penalty", "tools"):
         if name in body and (body["temperature"] or name not in ("top_p", "top_k", "min_p")):
             options[name] = body[name]
     for name in ("stop_token_ids", "skip_special_tokens"):
@@ -219,9 +224,16 @@ def _answers(served: Served, body: Mapping[str, Any], method: str) -> list[Any]:
     options["build_message"] = bool(messages)
     with served.computing:
         found = list(getattr(served.predictor, method)(query, **options))
-    if body.get("continue_final_message") and method == "predict_with_logprobs":
-        found = [answer._replace(text=answer.text.removeprefix(begun)) for answer in found]
-    return found
+    if body.get("continue_final_message"):
+        found = [_without(begun, answer) for answer in found]
+    return found[number:] if method == "predict_with_logprobs" else found
+
+
+def _without(begun: str, answer: Any) -> Any:
+    """What a server gives to go on from the beginning of an answer: what follows it."""
+    if isinstance(answer, tuple) and not hasattr(answer, "text"):
+        return [chunk.removeprefix(begun) for chunk in answer[0]], answer[1]
+    return answer._replace(text=answer.text.removeprefix(begun))
 
 
 def _message(sent: Mapping[str, Any]) -> dict[str, Any]:

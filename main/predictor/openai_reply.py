@@ -50,7 +50,7 @@ class Reply:
             new += self._say(choice)
             self._score(choice)
             if choice.get("finish_reason"):
-                new += self._finish(str(choice["finish_reason"]))
+                new += self._finish(str(choice["finish_reason"]), self.text + new)
         self.text += new
         return new
 
@@ -112,13 +112,17 @@ class Reply:
             for key in call:
                 call[key] += function.get(key) or ""
 
-    def _finish(self, reason: str) -> str:
+    def _finish(self, reason: str, text: str) -> str:
+        """The calls, as they follow the text so far."""
         if reason in FAILED:
             raise GenerationError(f"request {self.number}: {FAILED[reason]} ({reason}).")
         self.reason = reason
         calls = [_hermes(call) for _, call in sorted(self._calls.items())]
         self._calls = {}
-        return "\n" * bool(calls and self.text) + "\n".join(calls)
+        if not calls:
+            return ""
+        gap = AROUND[1] if self._thinking else "\n" * bool(text)
+        return gap + "\n".join(calls)
 
     def _score(self, choice: Mapping[str, Any]) -> None:
         self.token_ids += choice.get("token_ids") or []
