@@ -1,6 +1,6 @@
 """A small server that speaks OpenAI's protocol over a predictor, and fails when it is told to.
 
-A real transport: http.server in threads, JSON and server-sent events, chunks and broken connections.
+A real transport: http.server in threads, JSON, server-sent events and broken connections.
 """
 
 import contextlib

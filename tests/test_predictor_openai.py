@@ -1,10 +1,11 @@
-"""A server behind the calls of the other predictors: same answers, nothing dropped, no key shown."""
+"""A server behind the predictors' calls: the same answers, nothing dropped, no key shown."""
 
 import copy
 import json
 import logging
 import sys
 import threading
+from typing import Any
 
 import pytest
 from openai_server import Fault, speaking
@@ -48,27 +49,47 @@ def pred(server):
 
 @pytest.fixture
 def parrot():
-    """A server that answers 'ok' at once, of a kind that is not known, and says what it was asked."""
+    """A server of a kind that is not known, which answers 'ok' at once."""
     with speaking(None, owner="somebody") as served:
         yield served
 
 
-def asking(served, **options):
-    options = {"api_key": "", "backoff": 0.01, "timeout": 20.0} | options
+def asking(served, **options: Any):
+    options = {"api_key": "", "backoff": 0.01, "timeout": 20.0, **options}
     return Predictor("tiny", served.url, **options)
 
 
-REQUESTS = [
-    dict(query="Hello", max_new_tokens=6),
-    dict(query=["One", {"role": "user", "content": "Two"}], max_new_tokens=5),
-    dict(query="What is it?", history=HISTORY, max_new_tokens=5, temperature=0.9, seed=3),
-    dict(query=["a", "b"], temperature=1.1, top_p=0.9, top_k=40, seed=1, num_return_sequences=2),
-    dict(query="c", do_sample=True, seed=5, min_p=0.0001, repetition_penalty=1.3),
-    dict(query="d", do_sample=True, seed=5, max_new_tokens=24, stop=["e", "t"]),
-    dict(query="d", do_sample=True, seed=5, max_new_tokens=24, stop_token_ids=[198]),
-    dict(query="e", do_sample=True, seed=6, skip_special_tokens=False),
-    dict(query="The capital", build_message=False, do_sample=True, seed=7),
-    dict(query="f", assistant_prefix="Sure:", do_sample=True, seed=8),
+def batcher_of(predictor):
+    def batcher(item):
+        return predictor(**item)
+
+    return batcher
+
+
+REQUESTS: list[dict[str, Any]] = [
+    {"query": "Hello", "max_new_tokens": 6},
+    {"query": ["One", {"role": "user", "content": "Two"}], "max_new_tokens": 5},
+    {
+        "query": "What is it?",
+        "history": HISTORY,
+        "max_new_tokens": 5,
+        "temperature": 0.9,
+        "seed": 3,
+    },
+    {
+        "query": ["a", "b"],
+        "temperature": 1.1,
+        "top_p": 0.9,
+        "top_k": 40,
+        "seed": 1,
+        "num_return_sequences": 2,
+    },
+    {"query": "c", "do_sample": True, "seed": 5, "min_p": 0.0001, "repetition_penalty": 1.3},
+    {"query": "d", "do_sample": True, "seed": 5, "max_new_tokens": 24, "stop": ["e", "t"]},
+    {"query": "d", "do_sample": True, "seed": 5, "max_new_tokens": 24, "stop_token_ids": [198]},
+    {"query": "e", "do_sample": True, "seed": 6, "skip_special_tokens": False},
+    {"query": "The capital", "build_message": False, "do_sample": True, "seed": 7},
+    {"query": "f", "assistant_prefix": "Sure:", "do_sample": True, "seed": 8},
 ]
 
 
@@ -134,7 +155,9 @@ def test_what_a_server_has_no_field_for_is_refused_by_name(name, options, parrot
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one(pred):
-    with pytest.raises(ConfigError, match=r"no argument 'max_token'. Did you mean 'max_new_tokens'"):
+    with pytest.raises(
+        ConfigError, match=r"no argument 'max_token'. Did you mean 'max_new_tokens'"
+    ):
         pred("Hello", max_token=3)
     with pytest.raises(ConfigError, match=r"no argument 'max_retry'. Did you mean 'max_retries'"):
         Predictor("tiny", max_retry=3)
@@ -159,7 +182,7 @@ def test_so_many_requests_are_on_their_way_at_once(limit, parrot):
 def test_the_order_of_answers_is_that_of_the_requests(pred, server, local):
     queries = [f"question {i}" for i in range(4)]
     server.faults.extend([Fault("slow", seconds=0.3)])  # the first to arrive is answered last
-    settings = dict(do_sample=True, seed=2, max_new_tokens=4)
+    settings = {"do_sample": True, "seed": 2, "max_new_tokens": 4}
     assert pred(queries, **settings) == local(queries, **settings)
 
 
@@ -192,7 +215,11 @@ def test_what_may_pass_is_asked_again(fault, stream, parrot):
 @pytest.mark.parametrize(
     "fault, error, match",
     [
-        (Fault(status=400), GenerationError, r"refuses the request \(400, 1 attempt\): out of order"),
+        (
+            Fault(status=400),
+            GenerationError,
+            r"refuses the request \(400, 1 attempt\): out of order",
+        ),
         (Fault(status=401), ConfigError, r"wants an api_key \(401\).*OPENAI_API_KEY"),
         (Fault(status=404), ModelError, r"\(404\): out of order. base_url is the address"),
         (Fault(status=422), GenerationError, "422, 1 attempt"),
@@ -250,7 +277,9 @@ def test_a_slow_answer_and_a_stream_that_stops_are_cut_off(parrot):
 
 
 def test_nobody_there(parrot):
-    with pytest.raises(EngineDiedError, match=r"127.0.0.1:9/v1 cannot be reached.*main.utils.serve"):
+    with pytest.raises(
+        EngineDiedError, match=r"127.0.0.1:9/v1 cannot be reached.*main.utils.serve"
+    ):
         Predictor("tiny", "http://127.0.0.1:9/v1", "")
 
 
@@ -298,7 +327,7 @@ def test_the_key_is_sent_and_shown_nowhere(tmp_path, caplog, monkeypatch, capfd)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         with asking(served, api_key=None) as pred:
             save = tmp_path / "answers.jsonl"
-            inference_with_data([{"query": "x"}], lambda item: pred(**item), save)
+            inference_with_data([{"query": "x"}], batcher_of(pred), save)
             assert json.loads(save.read_text())["response"] == "ok"
             shown = f"{pred!r} {pred.options!r} {vars(pred)} {pred._link.place}"
             served.key = "another"  # and the server repeats what it was given
@@ -328,18 +357,18 @@ def test_without_a_key_none_is_sent(parrot, monkeypatch):
 
 
 def test_batch_inference_goes_on_where_it_stopped_and_not_with_another_model(parrot, tmp_path):
-    rows = [{"query": f"q{i}"} for i in range(6)]
+    rows: list[dict[str, Any]] = [{"query": f"q{i}"} for i in range(6)]
     save = tmp_path / "answers.jsonl"
     parrot.cards.append({"id": "other", "owned_by": "somebody"})
     with asking(parrot, max_retries=0) as pred:
         parrot.faults.extend([Fault("slow")] * 4 + [Fault("hang up")] * 9)
         with pytest.raises(GenerationError, match="the run stopped at row 4"):
-            inference_with_data(rows, lambda item: pred(**item), save, 2)
+            inference_with_data(rows, batcher_of(pred), save, 2)
         parrot.faults.clear()
         with Predictor("other", parrot.url, "") as other, pytest.raises(ConfigError, match="'tiny"):
-            inference_with_data(rows, lambda item: other(**item), save, 2)
+            inference_with_data(rows, batcher_of(other), save, 2)
         asked = len(parrot.requests)
-        assert inference_with_data(rows, lambda item: pred(**item), save, 2).failed == 0
+        assert inference_with_data(rows, batcher_of(pred), save, 2).failed == 0
     assert len(parrot.requests) == asked + 2
     assert [json.loads(line)["query"] for line in save.open()] == [row["query"] for row in rows]
 
@@ -363,11 +392,12 @@ def test_of_a_server_here_the_files_say_who_answers_and_how_it_was_trained(
         adapter = {**base, "id": "plain", "root": str(adapter_path), "parent": "tiny"}
         served.cards = [{**base, "max_model_len": 64}, adapter]
         with Predictor("plain", served.url, "") as pred:
-            settings = dict(do_sample=True, seed=1)
+            settings = {"do_sample": True, "seed": 1}
             assert pred("Once upon", **settings, max_new_tokens=6) == plain(
                 "Once upon", **settings, max_new_tokens=6
             )
             assert served.requests[-1][0] == "/v1/completions"
+            assert plain.voice.answerer is not None
             assert pred.served.answerer.digest == plain.voice.answerer.digest
             with pytest.raises(ConfigError, match="trained on plain text"):
                 pred("Once upon", history=HISTORY)

@@ -33,12 +33,14 @@ class CallFormat(NamedTuple):
     name: for messages. find: (text) -> its calls, in order; what is no sound call is left out.
     frame: what stands around all calls of a turn and is no text either.
     typed: whether a string is told from a number; where not, the tool's schema decides.
+    vllm: the parser of `vllm serve` that reads it; '' = none is known to.
     """
 
     name: str
     find: Callable[[str], list[Found]]
     frame: re.Pattern[str] = re.compile(r"(?!)")
     typed: bool = True
+    vllm: str = ""
 
 
 def format_of(renderer: Renderer) -> CallFormat:
@@ -289,7 +291,9 @@ def _gpt_oss(text: str) -> list[Found]:
 
 # Those with the more particular marks first: the first that reads a template's call is its own.
 FORMATS: list[CallFormat] = [
-    CallFormat("Hermes (Qwen 2.5 and 3)", _json_between("<tool_call>", "</tool_call>")),
+    CallFormat(
+        "Hermes (Qwen 2.5 and 3)", _json_between("<tool_call>", "</tool_call>"), vllm="hermes"
+    ),
     CallFormat(
         "XML (Qwen 3.5, Nemotron)",
         _tagged(
@@ -297,6 +301,7 @@ FORMATS: list[CallFormat] = [
             r"<parameter=(?P<key>[^>\n]+)>\n?(?P<value>.*?)\n?</parameter>",
         ),
         typed=False,
+        vllm="qwen3_xml",
     ),
     CallFormat(
         "GLM-4.5 (GLM-4-MoE)",
@@ -306,6 +311,7 @@ FORMATS: list[CallFormat] = [
             r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>",
         ),
         typed=False,
+        vllm="glm45",
     ),
     CallFormat(
         "DeepSeek",
@@ -324,8 +330,12 @@ FORMATS: list[CallFormat] = [
         ),
     ),
     CallFormat("Mistral, as a list", _json_list("[TOOL_CALLS]")),
-    CallFormat("LFM2", _python(r"<\|tool_call_start\|>\[(?P<calls>.*?)\]<\|tool_call_end\|>")),
-    CallFormat("Gemma 4", _gemma),
+    CallFormat(
+        "LFM2",
+        _python(r"<\|tool_call_start\|>\[(?P<calls>.*?)\]<\|tool_call_end\|>"),
+        vllm="lfm2",
+    ),
+    CallFormat("Gemma 4", _gemma, vllm="gemma4"),
     CallFormat(
         "XML by names (Muse)",
         _tagged(
@@ -334,12 +344,13 @@ FORMATS: list[CallFormat] = [
         ),
         re.compile(r"</?atem:function_calls>"),
         typed=False,
+        vllm="muse_glimmer",
     ),
     CallFormat(
         "ChatGLM3",
         _python(r"(?:^|\n|<\|assistant\|>)(?P<name>[\w.-]+)\n ?```python\n(?P<calls>.*?)\n```"),
     ),
-    CallFormat("Llama 3.1", _whole_json),
+    CallFormat("Llama 3.1", _whole_json, vllm="llama3_json"),
     CallFormat(
         "GLM-4",
         _named_json(r"(?:^|<\|assistant\|>)\s*(?P<name>[\w.-]+)\n(?P<json>\{.*\})(?=\s*\Z|<\|)"),

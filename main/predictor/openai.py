@@ -278,6 +278,7 @@ class Predictor:
         variables = self._variables(settings, others)
         check(settings, variables, self.served)
         check_prefix(settings)
+        self._check_tools(settings)
         if chat:
             dialogues = build_dialogues(query, history, self.system_prompt)
             bodies = chat_bodies(dialogues, settings, variables, self.served.kind)
@@ -321,6 +322,14 @@ class Predictor:
         )
         given = {**others, **(settings.chat_template_kwargs or {})}
         return self.served.trained.variables(given, known)
+
+    def _check_tools(self, settings: CallOptions) -> None:
+        """A server drops tools that its template does not write; here that is refused."""
+        known = self.served.folder is not None and settings.build_message and settings.tools
+        if known and "tools" not in template_variables(self.tokenizer):
+            raise ConfigError(
+                f"the chat template of '{self.model}' writes no tools: leave out tools."
+            )
 
     def _control_ids(self, settings: CallOptions) -> list[int]:
         """Ids of the stop texts that are one token of the vocabulary's own (vLLM)."""

@@ -119,7 +119,7 @@ class Predictor(BasePredictor):
             arguments = {**arguments, **OWN_PIXELS}
         self._dtype = getattr(torch, arguments["dtype"])
         self._config = config
-        self._generation_config = _generation_config(own.model_from_pretrained, config)
+        self._generation_config = generation_config(own.model_from_pretrained, config)
         self.system_prompt = own.system_prompt
         self.engine = Engine(arguments)
         try:
@@ -237,7 +237,7 @@ def _engine_arguments(
     }
 
 
-def _generation_config(path: str | Path, config: Any) -> Any:
+def generation_config(path: str | Path, config: Any) -> Any:
     """The model's end tokens come from here, as in transformers."""
     from transformers import GenerationConfig
 

@@ -50,6 +50,25 @@ def checked_config(path: str | Path) -> Any:
     return config
 
 
+def check_servable(path: str | Path, model_config: Any) -> Any:
+    """The adapter's configuration, if vLLM can put it on a model of this configuration.
+
+    Raises:
+        ModelError: a kind that it does not compute, names of a model's original code, or tensors
+            of another base.
+        MissingFileError: no adapter there.
+    """
+    config = checked_config(path)
+    folder = Path(path).expanduser()
+    if original_adapter(read_adapter(folder)[1]):
+        raise ModelError(
+            f"adapter '{folder}' names the layers of its model's original code, which vLLM does "
+            "not translate. Merge it into its base (main.utils.merge_model) and serve that."
+        )
+    check_adapter(_skeleton(model_config), folder)
+    return config
+
+
 def largest_rank(config: Any) -> int:
     """The rank of its widest layer."""
     return max([config.r, *(getattr(config, "rank_pattern", None) or {}).values()])
@@ -123,8 +142,7 @@ class Adapters:
     def _load(self, folder: Path) -> Voice:
         from vllm.lora.request import LoRARequest
 
-        _refuse_original(folder)
-        check_adapter(_skeleton(self.config), folder)
+        check_servable(folder, self.config)
         number = next(self._numbers)
         # the name is part of the key under which vLLM keeps the prompts that it has seen
         request = LoRARequest(f"{folder.name}-{number}", number, str(folder))
@@ -136,14 +154,6 @@ class Adapters:
         tokenizer = load_tokenizer(folder, trust_remote_code=self.trust_remote_code)
         lead = answer_lead(tokenizer)
         return Voice(tokenizer, self.stop_ids(tokenizer), lead, request, trained, who)
-
-
-def _refuse_original(folder: Path) -> None:
-    if original_adapter(read_adapter(folder)[1]):
-        raise ModelError(
-            f"adapter '{folder}' names the layers of its model's original code, which vLLM does "
-            "not translate. Merge it into its base (main.utils.merge_model) and serve that."
-        )
 
 
 def _skeleton(config: Any) -> Any:

@@ -72,7 +72,7 @@ def load_vllm() -> Any:
         MissingExtraError: it is not installed.
     """
     try:
-        with _environment():
+        with environment():
             import vllm
     except ImportError as error:
         purpose = "main.predictor.vllm (`make install-vllm` installs its CPU build)"
@@ -98,13 +98,13 @@ class Engine:
 
     def __init__(self, arguments: Mapping[str, Any]):
         vllm = load_vllm()
-        _refuse_original(arguments["model"])
+        refuse_original(arguments["model"])
         self._background = Background("vllm")
         self._numbers = itertools.count()
         self._parts: dict[str, Any] = {}  # filled below, emptied by closing
         self._close = weakref.finalize(self, _shutdown, self._parts, self._background)
         try:
-            with STARTING, _environment(), without_main():
+            with STARTING, environment(), without_main():
                 before = set(psutil.Process().children(recursive=True))
                 self._parts["llm"] = self._wait(_start(vllm, dict(arguments)))
                 self._parts["processes"] = _new_processes(before)
@@ -208,7 +208,7 @@ class Engine:
             put(index, output)
 
 
-def _refuse_original(model: str) -> None:
+def refuse_original(model: str) -> None:
     original = original_of(Path(model))
     if original:
         raise ModelError(
@@ -220,7 +220,7 @@ def _refuse_original(model: str) -> None:
 
 async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
     try:
-        options = vllm.AsyncEngineArgs(**_for_cpu(arguments))
+        options = vllm.AsyncEngineArgs(**for_cpu(arguments))
         config = options.create_engine_config()
     except ValueError as error:
         raise ConfigError(f"vLLM refuses these options: {_first_lines(error)}") from error
@@ -235,7 +235,7 @@ async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
         ) from error
 
 
-def _for_cpu(arguments: dict[str, Any]) -> dict[str, Any]:
+def for_cpu(arguments: dict[str, Any]) -> dict[str, Any]:
     """What vLLM needs on a CPU and does not choose by itself; the caller's word comes last.
 
     It would take nine tenths of all memory for keys and values. And a prompt that it computes in
@@ -296,7 +296,7 @@ def _shutdown(parts: dict[str, Any], background: Background) -> None:
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
+def environment() -> Iterator[None]:
     """The environment that the engine's processes inherit; afterwards ours is as it was.
 
     They are no ranks of this process's group, and run on its device. Hundreds of lines of log a
