@@ -197,15 +197,15 @@ def test_several_threads_may_ask(parrot):
     assert found == [["ok"]] * 6
 
 
-@pytest.mark.parametrize("stream", [False, True])
+PASSING = [Fault(status=429), Fault(status=500), Fault(status=503), Fault("hang up")]
+
+
 @pytest.mark.parametrize(
-    "fault",
-    [Fault(status=429), Fault(status=500), Fault(status=503), Fault("hang up"), Fault("cut")],
-    ids=lambda fault: f"{fault.how} {fault.status}",
+    "fault, stream",
+    [*((f, False) for f in [*PASSING, Fault("cut")]), *((f, True) for f in PASSING)],
+    ids=lambda value: f"{value.how} {value.status}" if isinstance(value, Fault) else str(value),
 )
 def test_what_may_pass_is_asked_again(fault, stream, parrot):
-    if stream and fault.how == "cut":
-        pytest.skip("what was shown already is not asked again")
     parrot.faults.extend([fault, fault])
     with asking(parrot) as pred:
         answer = list(pred.predict_stream("x"))[-1][1] if stream else pred("x")
@@ -346,7 +346,7 @@ def test_the_key_is_sent_and_shown_nowhere(tmp_path, caplog, monkeypatch, capfd)
     errors = [f"{e.value!r} {e.getrepr(showlocals=False)}" for e in (caught, in_address)]
     assert served.requests[0][1]["authorization"] == f"Bearer {KEY}"
     for text in [*written, *errors, shown, caplog.text, *capfd.readouterr()]:
-        assert KEY not in text.replace(f'"http://me:{KEY}', "")
+        assert KEY not in text
 
 
 def test_without_a_key_none_is_sent(parrot, monkeypatch):

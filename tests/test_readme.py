@@ -27,6 +27,7 @@ NOT_RUN = {
     "accelerate launch": "see test_lora.py, test_fsdp.py, test_deepspeed.py, test_cli_train.py",
     "examples/grpo.py --use_vllm": "needs vLLM; see test_rollout_vllm.py, test_rollout_server.py",
     "trl vllm-serve": "a server; started in the tests marked vllm where vLLM is installed",
+    "main.utils.serve": "a server that does not end; see test_serve.py",
     "tensorboard": "a server that does not end",
     "main-peft chat": "a dialogue; see test_cli_commands.py",
 }

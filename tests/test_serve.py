@@ -125,7 +125,6 @@ def test_adapters_that_need_different_servers_are_refused(base, adapters, tmp_pa
 
 
 def test_an_open_address_needs_a_key_and_a_port_must_be_free(base, monkeypatch):
-    pytest.importorskip("vllm")
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     for host in ("0.0.0.0", "::", "192.168.1.7"):
         with pytest.raises(ConfigError, match="can be reached by others: give api_key"):

@@ -56,7 +56,11 @@ class Link:
         self._close()
 
     def get(self, path: str, patient: bool = True) -> Any:
-        """What GET returns, JSON. Args: patient: try again where nobody answers."""
+        """What GET returns, as JSON has it.
+
+        Args:
+            patient: try again where nobody listens.
+        """
         return self._wait(self._attempts(path, lambda: self._get(path), patient))
 
     def run(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
@@ -181,7 +185,9 @@ class Link:
                 if isinstance(error, MainError):
                     raise
                 problem = error
-            pause = pause_before(problem, number, self.limits) if patient else None
+            pause = pause_before(problem, number, self.limits)
+            if not patient and isinstance(problem, openai.APIConnectionError):
+                pause = None
             if pause is None or number >= self.limits.max_retries:
                 raise told(problem, path, number + 1, self.place) from None
             log.info("%s: %s; again in %.1f s.", self.base_url, reason_of(problem), pause)

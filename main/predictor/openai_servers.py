@@ -114,7 +114,10 @@ def address(base_url: str) -> str:
     Raises:
         ConfigError: no http(s) address, or one with a key in it.
     """
-    parts = urlsplit(base_url)
+    try:
+        parts = urlsplit(base_url)
+    except ValueError as error:
+        raise ConfigError(f"base_url is no address: {error}.") from None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigError(
             "base_url is an address alone, without name, password, query or fragment (not shown "

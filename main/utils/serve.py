@@ -27,7 +27,7 @@ from main.errors import ConfigError, EngineDiedError, ModelError
 from main.options import documentation, parse
 from main.predictor.secret import Key
 from main.predictor.vllm_engine import environment, load_vllm
-from main.utils.serve_command import Plan, command, named, plan_of
+from main.utils.serve_command import Plan, command, named, plan_of, raise_ours
 
 KEY = "VLLM_API_KEY"
 END_SECONDS = 30
@@ -144,10 +144,11 @@ def serving(
     settings = parse(ServeOptions, given, "serve()")
     key = Key(os.environ.get(KEY, "") if api_key is None else api_key)
     _check_host(settings.host, key)
+    raise_ours(settings.arguments)
+    port = _free_port(settings.host, settings.port)
     load_vllm()
     adapters = named(settings.peft_path)
     plan = plan_of(str(settings.model), adapters, settings.trust_remote_code)
-    port = _free_port(settings.host, settings.port)
     with tempfile.TemporaryDirectory(prefix="serve-") as folder:
         line = command(plan, Path(folder), settings.host, port, settings.dtype, settings.arguments)
         with _running(line, key) as process:
@@ -181,13 +182,14 @@ def _running(line: Sequence[str], key: Key) -> Iterator[psutil.Popen]:
         own = {**os.environ, **({KEY: key.reveal()} if key else {})}
     if not key:
         own.pop(KEY, None)
-    # a session of its own: Ctrl-C comes from here, once
-    process = psutil.Popen(list(line), env=own, start_new_session=True)
-    previous = _ends_with_sigterm()
+    previous, process = _ends_with_sigterm(), None
     try:
+        # a session of its own: Ctrl-C comes from here, once
+        process = psutil.Popen(list(line), env=own, start_new_session=True)
         yield process
     finally:
-        _end(process)
+        if process is not None:
+            _end(process)
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
 
@@ -205,16 +207,16 @@ def _ends_with_sigterm() -> Any:
 
 
 def _end(process: psutil.Popen) -> None:
-    """As with Ctrl-C, then harder."""
-    children: list[psutil.Process] = []
+    """As with Ctrl-C, then harder; a second Ctrl-C does not wait."""
+    running = [process]
     with contextlib.suppress(psutil.NoSuchProcess):
-        children = process.children(recursive=True)
+        running += process.children(recursive=True)
         process.send_signal(signal.SIGINT)
-    _, alive = psutil.wait_procs([process, *children], timeout=END_SECONDS)
-    for one in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    psutil.wait_procs(alive, timeout=END_SECONDS)
+    with contextlib.suppress(KeyboardInterrupt):
+        psutil.wait_procs(running, timeout=END_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its session, be its first process gone or not
+    psutil.wait_procs(running, timeout=END_SECONDS)
 
 
 def _wait_for(url: str, process: psutil.Popen, seconds: float) -> None:
