@@ -27,7 +27,7 @@ class Fault(NamedTuple):
     """What one request meets: a status with its headers, and what is done with the connection.
 
     how: 'answer' = the status; 'hang up' = nothing is sent; 'cut' = half of the answer is sent;
-        'slow' = the answer comes after `seconds`.
+        'slow' = the answer comes after `seconds`; 'end early' = a stream without its last chunk.
     """
 
     how: str = "answer"
@@ -48,6 +48,7 @@ class Served:
         self.predictor, self.owner, self.key = predictor, owner, key
         self.url = ""
         self.cards: list[dict[str, Any]] = [{"id": "tiny", "owned_by": owner}]
+        self.list_status = 200  # of the list of models
         self.requests: list[tuple[str, Mapping[str, str], dict[str, Any]]] = []
         self.faults: deque[Fault] = deque()
         self.pause = 0.0  # before each answer, and between the chunks of a stream
@@ -93,7 +94,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self._known():
-            self._send(200, {"object": "list", "data": self.served.cards})
+            status = self.served.list_status
+            self._send(status, {"object": "list", "data": self.served.cards})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -128,8 +130,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(400, {"error": {"message": f"unknown fields: {sorted(unknown)}"}})
         else:
             time.sleep(fault.seconds if fault else 0)
-            cut = fault is not None and fault.how == "cut"
-            self._stream(body, cut) if body.get("stream") else self._whole(body, cut)
+            how = fault.how if fault else ""
+            self._stream(body, how) if body.get("stream") else self._whole(body, how == "cut")
 
     def _known(self) -> bool:
         key = self.served.key
@@ -157,7 +159,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             choice["token_ids"] = ids
         self._send(200, {"object": "chat.completion", "choices": [choice]}, cut=cut)
 
-    def _stream(self, body: dict[str, Any], cut: bool) -> None:
+    def _stream(self, body: dict[str, Any], how: str) -> None:
         self._begin(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"})
         chat = "messages" in body
         items = _answers(self.served, body, "predict_stream") or [(["o"], []), (["k"], [])]
@@ -165,12 +167,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for chunks, _ in items:
             said = {"delta": {"content": chunks[-1]}} if chat else {"text": chunks[-1]}
             self._event({"choices": [{"index": 0, **said}]})
-            if cut:
+            if how == "cut":
                 self._hang_up()
                 return
             time.sleep(self.served.pause)
-        self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-        self._event("[DONE]")
+        if how != "end early":
+            self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+            self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
     def _event(self, data: Any) -> None:

@@ -307,10 +307,18 @@ def test_closing_a_stream_closes_the_connections(parrot):
         assert pred("x") == ["ok"]
 
 
-def test_a_stream_that_breaks_is_an_error_and_no_shorter_answer(parrot):
-    parrot.faults.append(Fault("cut"))
-    with asking(parrot) as pred, pytest.raises(GenerationError, match="breaks off"):
+@pytest.mark.parametrize("how", ["cut", "end early"])
+def test_a_stream_that_breaks_is_an_error_and_no_shorter_answer(how, parrot):
+    parrot.faults.append(Fault(how))
+    with asking(parrot) as pred, pytest.raises(GenerationError, match=r"breaks off|broke off"):
         list(pred.predict_stream("x"))
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_without_a_list_of_models_is_asked_all_the_same(status, parrot):
+    parrot.list_status = status
+    with asking(parrot) as pred:
+        assert pred("x") == ["ok"]
 
 
 def test_a_closed_predictor_says_so(parrot):

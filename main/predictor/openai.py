@@ -9,7 +9,6 @@ predictor("What is the capital of France?")                             # -> [".
 of the other predictors.
 """
 
-import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from main.dialogue.calls import FORMATS, format_of, read_answer
 from main.dialogue.prompts import template_variables
 from main.dialogue.renderer import renderer_of
 from main.dialogue.tools import tool_schemas
-from main.errors import ConfigError, ModelError
+from main.errors import ConfigError, EngineDiedError, GenerationError, ModelError
 from main.options import KeyOf, nearest, parse, raise_all
 from main.predictor.answerer import note
 from main.predictor.call import check_prefix, parse_options, tools_of
@@ -37,7 +36,7 @@ from main.predictor.openai_request import (
 )
 from main.predictor.openai_servers import KINDS, address, served
 from main.predictor.request import build_dialogues, raw_prompts
-from main.predictor.secret import Key
+from main.predictor.secret import key_of
 from main.types import ScoredAnswer
 
 KEY = "OPENAI_API_KEY"
@@ -128,7 +127,7 @@ class Predictor:
         own.base_url = address(own.base_url)
         limits = Limits(own.timeout, own.max_retries, own.backoff, own.max_concurrency)
         self.model, self.system_prompt = own.model, own.system_prompt
-        self._link = Link(own.base_url, _key(api_key), limits)
+        self._link = Link(own.base_url, key_of(api_key, KEY), limits)
         try:
             self.served = served(own.model, own.base_url, own.server, self._cards())
         except BaseException:
@@ -347,16 +346,12 @@ class Predictor:
         return self._link.run([Request(f"{root}/tokenize", body) for body in bodies])
 
     def _cards(self) -> list[Mapping[str, Any]]:
-        """The server's list of models; some have none."""
+        """The server's list of models; some have none, or one that fails."""
         try:
             found = self._link.get("/models", patient=False)
-        except ModelError:
+        except EngineDiedError:
+            raise
+        except (ModelError, GenerationError):
             return []
         cards = found.get("data") if isinstance(found, Mapping) else None
         return [card for card in cards or [] if isinstance(card, Mapping)]
-
-
-def _key(given: Any) -> Key:
-    if not isinstance(given, str | None):
-        raise ConfigError(f"api_key must be a string or None, not {type(given).__name__}.")
-    return Key(os.environ.get(KEY, "") if given is None else given)

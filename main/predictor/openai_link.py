@@ -14,7 +14,15 @@ from urllib.parse import urlsplit
 
 from main.errors import EngineDiedError, GenerationError, MainError, MissingExtraError
 from main.predictor.background import Background
-from main.predictor.openai_errors import Limits, OutOfTime, Place, pause_before, reason_of, told
+from main.predictor.openai_errors import (
+    BUSY,
+    Limits,
+    OutOfTime,
+    Place,
+    pause_before,
+    reason_of,
+    told,
+)
 from main.predictor.secret import Key
 
 log = logging.getLogger(__name__)
@@ -59,7 +67,7 @@ class Link:
         """What GET returns, as JSON has it.
 
         Args:
-            patient: try again where nobody listens.
+            patient: try again whatever may pass, and not only while the server is busy.
         """
         return self._wait(self._attempts(path, lambda: self._get(path), patient))
 
@@ -186,7 +194,7 @@ class Link:
                     raise
                 problem = error
             pause = pause_before(problem, number, self.limits)
-            if not patient and isinstance(problem, openai.APIConnectionError):
+            if not patient and getattr(problem, "status_code", None) not in BUSY:
                 pause = None
             if pause is None or number >= self.limits.max_retries:
                 raise told(problem, path, number + 1, self.place) from None
