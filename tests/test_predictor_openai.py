@@ -419,3 +419,30 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(MissingExtraError, match=r"pip install '.\[openai\]'"):
         Predictor("tiny")
+
+
+def weather(city: str):
+    """The weather of a city.
+
+    Args:
+        city: its name.
+    """
+
+
+def test_tools_are_sent_and_calls_are_read_from_the_text(parrot):
+    with speaking(None, owner="vllm") as served, asking(served) as pred:
+        pred("x", tools=[weather])
+        (tool,) = served.bodies[-1]["tools"]
+        assert (tool["function"]["name"], served.bodies[-1]["tool_choice"]) == ("weather", "none")
+        call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+        lfm2 = 'So.<|tool_call_start|>[weather(city="Paris")]<|tool_call_end|>'
+        hermes = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
+        assert pred.message(lfm2, [weather])["tool_calls"] == [call]
+        assert pred.message(hermes)["tool_calls"] == [call]
+        assert "tool_calls" not in pred.message(lfm2)
+        assert "tool_calls" not in pred.message('{"name": "x", "parameters": {}}', [weather])
+        with pytest.raises(ConfigError, match="must be a JSON schema or a Python function"):
+            pred("x", tools=[3])
+    with asking(parrot) as pred:
+        pred("x", tools=[weather])
+        assert "tool_choice" not in parrot.bodies[-1]

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, script
+from openai_server import speaking
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 from vision_checkpoints import FAMILIES, QWEN, picture, question, saved, write_rows
@@ -14,6 +15,7 @@ from main.errors import ConfigError, DataError, GenerationError, MissingExtraErr
 from main.evaluation.items import read_items
 from main.models import context_length, family, load_config, load_model
 from main.predictor import states
+from main.predictor.openai import Predictor as Served
 
 # Unlike sizes, several images, none, a turned photo: prompts of unlike lengths in one batch.
 QUERIES = [
@@ -218,3 +220,17 @@ def test_the_shipped_picture_is_drawn_by_its_script_and_the_example_runs(
     runpy.run_path(str(ROOT / "examples" / "predict_vl.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert "> Which colour is the circle?\n" in printed and "as a stream:\n" in printed
+
+
+def test_a_server_sees_the_pictures_that_the_predictor_sees(vision_models):
+    local = vision_models.predictor("qwen2_5_vl")
+    exif = picture().getexif()
+    exif[0x0112] = 6  # lies on its side
+    picture(200, 100, 1).save("turned.jpg", exif=exif)
+    picture(90, 60, 2).save("plain.png")
+    queries = [
+        question("What is it?", picture(84, 56)),
+        question("Which of the two?", "turned.jpg", "plain.png"),
+    ]
+    with speaking(local) as served, Served("tiny", served.url, "") as pred:
+        assert pred(queries, max_new_tokens=TOKENS) == local(queries, max_new_tokens=TOKENS)
