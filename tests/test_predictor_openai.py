@@ -446,3 +446,14 @@ def test_tools_are_sent_and_calls_are_read_from_the_text(parrot):
     with asking(parrot) as pred:
         pred("x", tools=[weather])
         assert "tool_choice" not in parrot.bodies[-1]
+
+
+def test_a_predictor_that_is_forgotten_ends_its_thread(parrot):
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name == "openai"]
+
+    before = len(threads())
+    pred = asking(parrot)
+    assert pred("x") == ["ok"] and len(threads()) == before + 1
+    del pred
+    assert len(threads()) == before

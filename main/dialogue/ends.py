@@ -1,5 +1,6 @@
 """The tokens that end an answer."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from main.dialogue.frame import probe_dialogue
@@ -29,6 +30,16 @@ def stop_token_ids(
     if model_config is not None:
         found |= end_token_ids(model_config, tokenizer)
     return sorted(int(token) for token in found if token is not None)
+
+
+def generation_config(path: str | os.PathLike[str], config: Any) -> "GenerationConfig":
+    """Of a model that is not loaded; its end tokens come from here, as in transformers."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(str(path))
+    except OSError:
+        return GenerationConfig.from_model_config(config)
 
 
 def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:

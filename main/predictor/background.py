@@ -57,10 +57,16 @@ class Background:
         asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result(timeout=seconds)
 
     def stop(self, seconds: float) -> None:
-        """End the thread; nothing may run any more."""
+        """End the thread; nothing may run any more. From the thread itself it is not waited for."""
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=seconds)
-        self._loop.close()
+        if not self.is_here:
+            self._thread.join(timeout=seconds)
+            self._loop.close()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is the thread itself, which cannot wait for what it runs."""
+        return threading.current_thread() is self._thread
 
     async def _spawn(
         self, coroutine: Coroutine[Any, Any, None], items: "queue.SimpleQueue[Any]"

@@ -231,8 +231,9 @@ def _without_key() -> dict[str, Any]:
 
 
 def _shutdown(client: Any, background: Background) -> None:
-    background.cancel_all(END_SECONDS)
-    background.wait(client.close())
+    if not background.is_here:  # where the last reference was that of a request
+        background.cancel_all(END_SECONDS)
+        background.wait(client.close())
     background.stop(END_SECONDS)
 
 

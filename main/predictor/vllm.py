@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from main.dialogue.ends import stop_token_ids
+from main.dialogue.ends import generation_config, stop_token_ids
 from main.dialogue.prompts import answer_lead
 from main.models import dtype_name, load_config, load_tokenizer
 from main.models.training_record import read_record
@@ -235,13 +235,3 @@ def _engine_arguments(
         **lora_arguments(options.peft_path, engine),
         **engine,
     }
-
-
-def generation_config(path: str | Path, config: Any) -> Any:
-    """The model's end tokens come from here, as in transformers."""
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(str(path))
-    except OSError:
-        return GenerationConfig.from_model_config(config)

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from main.dialogue.calls import format_of
-from main.dialogue.ends import stop_token_ids
+from main.dialogue.ends import generation_config, stop_token_ids
 from main.dialogue.renderer import renderer_of
 from main.errors import ConfigError, ModelError
 from main.models import dtype_name, has_tokenizer, load_config, load_tokenizer
 from main.models.training_record import TrainingRecord, read_record
-from main.predictor.vllm import generation_config
 from main.predictor.vllm_adapters import HELD, check_servable, largest_rank, room_for
 from main.predictor.vllm_engine import ALIKE, for_cpu, refuse_original
 from main.predictor.vllm_pixels import check_torchvision
