@@ -5,7 +5,7 @@ sacreBLEU (Post 2018), 0 to 100. ROUGE (Lin 2004) and METEOR are means over the 
 against its best reference.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from main.evaluation.ter import FastTER
 from main.evaluation.words import CharactersAndWords, is_chinese, segment, split
 
 ROUGE_ORDERS = (1, 2)
+NAMES = ("BLEU", "chrF", "TER", "ROUGE-1", "ROUGE-2", "ROUGE-L", "METEOR")
 
 
 class Measure(NamedTuple):
@@ -32,6 +33,16 @@ class Measure(NamedTuple):
     rows: np.ndarray
     score: Callable[[np.ndarray, int], float]
     signature: str
+
+    @property
+    def of_corpus(self) -> bool:
+        """Made of counts of the whole corpus; otherwise a mean over the rows, whose k is 1."""
+        return self.score is not _mean
+
+    @property
+    def whole(self) -> float:
+        """The score of the corpus."""
+        return self.score(self.rows.sum(axis=0), len(self.rows))
 
 
 def standard_scores(
@@ -65,27 +76,52 @@ def standard_scores(
     Raises:
         ConfigError: a tokenizer that sacreBLEU does not know.
     """
-    if chinese is None:
-        chinese = is_chinese(text for row in references for text in row)
     bootstrap = n_bootstrap if len(generated) > 1 else 0
-    sacre = _sacre_metrics(chinese, bleu_tokenizer, one_row=len(generated) == 1)
-    for metric in sacre.values() if bootstrap else ():
-        metric.n_bootstrap, metric.seed = bootstrap, seed
-    measures = {
-        **{name: _sacre(metric, references, generated) for name, metric in sacre.items()},
-        **_rouge(references, generated),
-        "METEOR": _meteor(references, generated, segment if chinese else split),
-    }
+    measures = measured(
+        references,
+        generated,
+        chinese=chinese,
+        bleu_tokenizer=bleu_tokenizer,
+        resampled=(bootstrap, seed),
+    )
+    sacre = [name for name, measure in measures.items() if measure.of_corpus]
     # sacreBLEU's own signatures name the resamples already.
     drawn = f"|bs:{bootstrap}|seed:{seed}" if bootstrap else ""
     return {
-        **{name: _whole(measure) for name, measure in measures.items()},
+        **{name: measure.whole for name, measure in measures.items()},
         "confidence": _intervals(measures, len(generated), bootstrap, seed),
         "signature": {
             name: measure.signature + ("" if name in sacre else drawn)
             for name, measure in measures.items()
         },
     }
+
+
+def measured(
+    references: Sequence[Sequence[str]],
+    generated: Sequence[str],
+    *,
+    names: Collection[str] = NAMES,
+    chinese: bool | None = None,
+    bleu_tokenizer: str = "auto",
+    resampled: tuple[int, int] = (0, 0),
+) -> dict[str, Measure]:
+    """The named scores; the arguments are those of standard_scores.
+
+    Args:
+        resampled: for sacreBLEU's signatures, the number of resamples and their seed.
+    """
+    if chinese is None:
+        chinese = is_chinese(text for row in references for text in row)
+    sacre = _sacre_metrics(chinese, bleu_tokenizer, one_row=len(generated) == 1)
+    for metric in sacre.values() if resampled[0] else ():
+        metric.n_bootstrap, metric.seed = resampled
+    found = {n: _sacre(m, references, generated) for n, m in sacre.items() if n in names}
+    if any(name.startswith("ROUGE") for name in names):
+        found |= _rouge(references, generated)
+    if "METEOR" in names:
+        found["METEOR"] = _meteor(references, generated, segment if chinese else split)
+    return {name: found[name] for name in NAMES if name in names}
 
 
 def _sacre_metrics(chinese: bool, bleu_tokenizer: str, one_row: bool) -> dict[str, Any]:
@@ -148,10 +184,6 @@ def _meteor(
 
 def _mean(total: np.ndarray, count: int) -> float:
     return float(total[0]) / count
-
-
-def _whole(measure: Measure) -> float:
-    return measure.score(measure.rows.sum(axis=0), len(measure.rows))
 
 
 def _intervals(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from main.errors import ConfigError, MissingExtraError
+from main.evaluation.named import comparable, is_exact
 from main.utils import sandbox
 from main.utils.final_answer import chosen, final_answer, same_answer
 from main.utils.numbers import last_number
@@ -104,7 +105,7 @@ def reward_exact(
     [1.0, None]
     """
     return [
-        None if wanted is None else float(_plain(text_of(c)) in map(_plain, _listed(wanted)))
+        None if wanted is None else float(is_exact(text_of(c), [*map(str, _listed(wanted))]))
         for c, wanted in zip(completions, answer, strict=True)
     ]
 
@@ -119,7 +120,7 @@ def fields_reward(separator: str = "|") -> Rewarder:
     """
 
     def fields(text: str) -> list[str]:
-        return [_plain(field) for field in text.split(separator)]
+        return [comparable(field) for field in text.split(separator)]
 
     def share(found: list[str], wanted: list[str]) -> float:
         hits = sum(a == b for a, b in zip(found, wanted, strict=False))
@@ -400,10 +401,6 @@ def similarity_reward(path: str | Path, device: str | None = None) -> Rewarder:
 
 def _listed(wanted: Any) -> list[Any]:
     return list(wanted) if isinstance(wanted, list | tuple) else [wanted]
-
-
-def _plain(value: Any) -> str:
-    return " ".join(unicodedata.normalize("NFKC", str(value)).split())
 
 
 def _is_json(text: str, required: Sequence[str]) -> bool:
