@@ -8,6 +8,7 @@ from typing import Any, Literal
 from main.models import LoraOptions
 from main.options import Options, below, not_positive
 from main.trainer.available import scheduler_problems, tracker_problems
+from main.trainer.generated.options import GeneratedOptions, higher_is_better
 
 Strategy = Literal["no", "steps", "epoch"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -106,7 +107,7 @@ OF_EVALUATION = ("metric_for_best_model", "greater_is_better", "early_stopping_p
 
 
 @dataclass(kw_only=True)
-class LoopOptions(Options):
+class LoopOptions(GeneratedOptions):
     """Arguments of every trainer's call, beside the algorithm's own.
 
     num_epochs: passes over the training rows; a fraction ends within one.
@@ -128,7 +129,8 @@ class LoopOptions(Options):
     logging_steps, eval_steps, save_steps: optimizer steps between two, under strategy 'steps'.
         The end of a run is logged, saved and evaluated besides, unless the strategy is 'no'.
     save_total_limit: newest checkpoints kept; the best one is kept besides.
-    metric_for_best_model: a key of the evaluation, e.g. 'loss'; greater_is_better decides by it.
+    metric_for_best_model: a key of the evaluation, e.g. 'loss'; greater_is_better decides by it,
+        and for a score of answers, such as 'generated/rouge-l', is known unless it is given.
     early_stopping_patience: stop after this many evaluations without a better metric.
     load_best_model_at_end: when the run has ended, the model gets the weights of the best of its
         checkpoints that were evaluated.
@@ -192,11 +194,12 @@ class LoopOptions(Options):
                 "load_best_model_at_end=True needs checkpoints that are evaluated: set "
                 "eval_strategy and save_strategy to 'epoch' or 'steps'."
             )
+        found += GeneratedOptions.problems(self)
         found += scheduler_problems(self.lr_scheduler_type)
         return found + tracker_problems(self.trackers)
 
     def without_effect(self) -> dict[str, str]:
-        found = {}
+        found = GeneratedOptions.without_effect(self)
         for name in ("logging", "eval", "save"):
             strategy = getattr(self, f"{name}_strategy")
             if strategy != "steps":
@@ -204,7 +207,8 @@ class LoopOptions(Options):
         if self.save_strategy == "no":
             found["save_total_limit"] = "save_strategy='no'"
         if self.eval_strategy == "no":
-            found |= dict.fromkeys(OF_EVALUATION, "eval_strategy='no'")
+            named = [*OF_EVALUATION, *(["eval_generate"] if self.eval_generate else [])]
+            found |= dict.fromkeys(named, "eval_strategy='no'")
         if self.resume_from_checkpoint is None:
             found["resume_changes"] = "resume_from_checkpoint=None"
         if self.warmup_steps is not None:
@@ -224,6 +228,12 @@ class LoopOptions(Options):
     def best_metric(self) -> str:
         """`metric_for_best_model` without the prefix that transformers allows."""
         return self.metric_for_best_model.removeprefix("eval_")
+
+    @property
+    def best_is_greatest(self) -> bool:
+        """Which way `best_metric` is better: as the caller says, or as the score itself does."""
+        known = None if "greater_is_better" in self.given else higher_is_better(self.best_metric)
+        return self.greater_is_better if known is None else known
 
     @property
     def precision(self) -> Precision:

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from torch import Tensor
+
 from main import __version__
 from main.dialogue.plain import PlainText
 from main.errors import ConfigError, DataError
@@ -55,12 +57,14 @@ from main.trainer.arguments import (
 from main.trainer.dates import date_of
 from main.trainer.encoded import EncodedRows
 from main.trainer.fitting import row_limit, vocabulary_problems
+from main.trainer.generated.answers import Generated
+from main.trainer.generated.scores import names_of
 from main.trainer.loop.home import Home
 from main.trainer.loop.identity import options_of
 from main.trainer.loop.launch import accept_launch
 from main.trainer.loop.run import Loop
 from main.trainer.loop.run_file import write_run_file
-from main.trainer.loop.task import Run, Task
+from main.trainer.loop.task import Answered, Run, Task
 from main.trainer.placement import layout, tensor_parallel
 from main.trainer.placement.base import is_shared_out
 from main.trainer.policy.logprobs import LogprobModel
@@ -161,7 +165,7 @@ class BaseTrainer:
             return {}
         names = [*OF_EVALUATION, "eval_steps"]
         names += ["eval_strategy"] if options.eval_strategy != "no" else []
-        names += ["load_best_model_at_end"] if options.load_best_model_at_end else []
+        names += [n for n in ("load_best_model_at_end", "eval_generate") if getattr(options, n)]
         return dict.fromkeys(names, f"a data set without a split {self.setup.eval_mode!r}")
 
     def configured(self, options: Any) -> "BaseTask":
@@ -353,6 +357,9 @@ class BaseTask(Task):
         self.batch_size = self.setup.batch_size
         self.batch_size_eval = self.setup.batch_size_eval or self.batch_size
         self.room = Room(MOST_ROWS, "passes without a gradient")
+        self.generated: Generated | None = None
+        if options.eval_generate:
+            self.generated = Generated(trainer, options, self.batch_size_eval)
 
     def open(self, run: Run) -> None:
         super().open(run)
@@ -377,6 +384,23 @@ class BaseTask(Task):
     def held_against(self) -> Reference | None:
         """The policy whose log-probabilities the loss or the reward reads, where there is one."""
         return None
+
+    # -- answers to evaluation rows
+
+    def answered_names(self) -> list[str]:
+        return names_of(self.options) if self.generated else []
+
+    def answered(self) -> Answered | None:
+        return self.generated.answered(self.run) if self.generated else None
+
+    def state(self) -> dict[str, Any]:
+        return {"generated": self.generated.state()} if self.generated else {}
+
+    def load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        if self.generated:
+            self.generated.load_state(state.get("generated", {}))
+
+    # -- what it is
 
     def identity(self) -> dict[str, Any]:
         return {

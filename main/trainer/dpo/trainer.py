@@ -251,6 +251,7 @@ class PreferenceTask(BaseTask):
         return self.reference.tensors if self.options.needs_reference else {}
 
     def load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        super().load_state(state, tensors)
         if self.options.needs_reference:
             self.reference = Reference.restored(self.policy, tensors)
 

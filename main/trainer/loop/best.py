@@ -15,6 +15,7 @@ def check_metric(task: Task, options: LoopOptions) -> None:
     names = task.evaluated_names()
     if names is None or task.eval_data is None or options.eval_strategy == "no":
         return
+    names = [*names, *task.answered_names()]
     if not any(fnmatchcase(options.best_metric, name) for name in names):
         raise ConfigError(
             f"metric_for_best_model={options.best_metric!r} is not evaluated; there are "
@@ -52,5 +53,5 @@ def patience_is_over(state: RunState, options: LoopOptions) -> bool:
 
 
 def _better(value: float, than: float | None, options: LoopOptions) -> bool:
-    sign = 1 if options.greater_is_better else -1
+    sign = 1 if options.best_is_greatest else -1
     return than is None or sign * value > sign * than

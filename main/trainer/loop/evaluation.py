@@ -1,6 +1,7 @@
 """Every evaluation row once, whatever the number of processes; random states are left alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -10,7 +11,7 @@ from main.system.processes import as_it_is, gather_shares, together
 from main.trainer.loop import saving
 from main.trainer.loop.opening import Opened
 from main.trainer.loop.records import Means, mean_of
-from main.trainer.loop.task import Metrics, Row, Task
+from main.trainer.loop.task import Answered, Metrics, Row, Task
 from main.trainer.placement.base import is_shared_out
 
 
@@ -22,16 +23,27 @@ class Evaluator:
         alone = task.evaluates_alone and not is_shared_out(task.model)
         self.room = Room(task.batch_size_eval, "evaluation batches", alone=alone)
 
-    @torch.no_grad()
     def metrics(self) -> dict[str, float]:
+        with self._undisturbed():
+            means = (together if self.room.alone else as_it_is)(self._means)
+        return mean_of(gather_shares(means.state()))
+
+    def answered(self) -> Answered | None:
+        """Answers with their scores, where the task has them."""
+        with self._undisturbed():
+            return self.task.answered()
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """No gradient, no dropout, and random numbers afterwards as if nothing had been drawn."""
         random_state, model = saving.random_state(), self.opened.run.model
         model.eval()
         try:
-            means = (together if self.room.alone else as_it_is)(self._means)
+            with torch.no_grad():
+                yield
         finally:
             model.train()
             saving.set_random_state(random_state)
-        return mean_of(gather_shares(means.state()))
 
     def _means(self) -> Means:
         means, data = Means(), self.task.eval_data

@@ -44,6 +44,7 @@ MAY_CHANGE = (
     *("num_epochs", "max_steps", "logging_strategy", "logging_steps", "save_strategy"),
     *("save_steps", "save_total_limit", "eval_strategy", "eval_steps", "batch_size_eval"),
     *("per_device_eval_batch_size", "report_to", "progress", "early_stopping_patience"),
+    *("eval_generate", "eval_metrics", "eval_max_new_tokens"),
     *("load_best_model_at_end", "non_finite", "resume_from_checkpoint", "resume_changes"),
 )
 # Changed only where `resume_changes="apply"` says that it is meant.

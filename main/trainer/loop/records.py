@@ -17,6 +17,8 @@ from main.trainer.loop.home import Home
 
 log = logging.getLogger(__name__)
 
+SHOWN = 8  # lines of a table that trackers get
+
 
 class Means:
     """Running means of named quantities, each the sum of its values over its own count.
@@ -160,12 +162,12 @@ class Records:
         settings: dict[str, Any],
         resumed_at: Mapping[str, int] | None,
     ):
-        """resumed_at: the last steps of both records that a resumed run keeps."""
+        """resumed_at: of each record the last step that a resumed run keeps."""
         self.accelerator = accelerator
         self.main = accelerator.is_main_process
         self.csv: dict[str, CsvLog] = {}
         if self.main:
-            for kind in ("train", "eval"):
+            for kind in ("train", "eval", "generated"):
                 last = None if resumed_at is None else resumed_at[kind]
                 self.csv[kind] = CsvLog(home.records / f"{kind}.csv", last)
         self.logs = home.logs
@@ -187,9 +189,17 @@ class Records:
     def write(self, kind: str, step: int, epoch: float, metrics: dict[str, float]) -> None:
         """One row of `<kind>.csv` and one point of every tracker; kind is 'train' or 'eval'."""
         if self.main:
-            done = int(epoch) if epoch == int(epoch) else round(epoch, 4)
-            self.csv[kind].append({"step": step, "epoch": done, **metrics})
+            self.csv[kind].append({"step": step, "epoch": _short(epoch), **metrics})
         self._track({f"{kind}/{name}": v for name, v in metrics.items()}, step)
+
+    def table(self, kind: str, lines: Sequence[Mapping[str, Any]], step: int, epoch: float) -> None:
+        """The lines go to `<kind>.csv`; the first ones, as a table, to trackers that take text."""
+        if not self.main:
+            return
+        for line in lines:
+            self.csv[kind].append({"step": step, "epoch": _short(epoch), **line})
+        shown = [list(line.values()) for line in lines[:SHOWN]]
+        self._track({kind: markdown_table(list(lines[0]), shown)}, step)
 
     def text(self, name: str, text: str, step: int, epoch: int) -> None:
         """Markdown text, as `<name>_<epoch>.md` beside the CSV files and in trackers that can."""
@@ -212,6 +222,10 @@ class Records:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.trackers = []
+
+
+def _short(epoch: float) -> float:
+    return int(epoch) if epoch == int(epoch) else round(epoch, 4)
 
 
 def _flat(value: Any) -> str | int | float:

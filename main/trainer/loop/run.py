@@ -71,6 +71,7 @@ class Loop:
         with alone(self.home, reads or options.save_strategy != "no", self._myself):
             try:
                 self._open()
+                self._answer_first()
                 yield from self._results()
                 if options.load_best_model_at_end:
                     self.checkpoints.load_best()
@@ -189,14 +190,24 @@ class Loop:
     def _evaluate(self) -> None:
         if self.task.eval_data is None or self.state.evaluated == self.state.step:
             return
-        self.state.evaluation = self.evaluator.metrics()
+        answered = self.evaluator.answered()
+        scores = answered.scores if answered else {}
+        self.state.evaluation = self.evaluator.metrics() | scores
         self.state.evaluated = self.state.step
         self._write("eval", self.state.evaluation)
+        if answered:
+            self.records.table("generated", answered.table, self.state.step, self._epochs_done())
         best.compare(self.state, self.options, self.checkpoints.latest)
         self.checkpoints.amend()
         if self._stopped_early():
             self._do_what_is_due()  # the run ends here
         self.checkpoints.rotate()
+
+    def _answer_first(self) -> None:
+        """What the model answers before it is trained, where answers are asked for."""
+        answered = self.evaluator.answered() if self.state.step == 0 else None
+        if answered:
+            self._write("eval", answered.scores)
 
     def _result(self) -> EpochResult:
         """Of the epoch that has ended, or of the part of one that the run ends with."""
@@ -264,13 +275,14 @@ class Loop:
         self._begin_or_resume(snapshot)
         if options.save_strategy != "no":
             decide(lambda: task.write_settings(self.home.checkpoints))
+        evaluated = state.evaluated
         self.watch = Watch(self.state.memory, opened.placement.by_name())
         self.records = Records(
             opened.accelerator,
             self.home,
             options.trackers,
             arguments_of(options),
-            {"train": state.step, "eval": state.evaluated} if snapshot else None,
+            {"train": state.step, "eval": evaluated, "generated": evaluated} if snapshot else None,
         )
         opened.at_the_end(self.records.close)
         shown = options.progress if this_process().is_main else False
@@ -313,8 +325,10 @@ class Loop:
         return plan_epoch(data.lengths, rows, seed, epoch, grouped, shares_of(data))
 
     def _write(self, kind: str, metrics: dict[str, float]) -> None:
-        done = self.state.epoch - 1 + self.state.index / self.draws
-        self.records.write(kind, self.state.step, done, metrics)
+        self.records.write(kind, self.state.step, self._epochs_done(), metrics)
+
+    def _epochs_done(self) -> float:
+        return self.state.epoch - 1 + self.state.index / self.draws
 
     def _gathered(self, means: Means) -> dict[str, float]:
         return mean_of(gather_shares(means.state()))

@@ -86,6 +86,17 @@ class LossOutput(NamedTuple):
     metrics: Metrics
 
 
+class Answered(NamedTuple):
+    """Answers to evaluation rows.
+
+    scores: name -> a score of all of them, on every process alike.
+    table: a line for each, on the main process: title -> cell.
+    """
+
+    scores: dict[str, float]
+    table: list[dict[str, Any]]
+
+
 @dataclass
 class Run:
     """What a task sees of the run that it is part of; the loop keeps it up to date.
@@ -111,8 +122,8 @@ class Task(ABC):
 
     A run calls, in this order: `load_state` if it goes on from a checkpoint; `open`; for each draw
     of rows `updates`, and for each update that it yields `collate` and `loss` of every micro-batch;
-    `evaluate`, `sample_text`, `save`, `state` and `tensors` when they are due; `close`, whatever
-    ended the run. It sets no attribute of the task.
+    `evaluate`, `answered`, `sample_text`, `save`, `state` and `tensors` when they are due; `close`,
+    whatever ended the run. It sets no attribute of the task.
     """
 
     model: nn.Module  # its trainable parameters are optimised
@@ -186,6 +197,15 @@ class Task(ABC):
         """Metrics of evaluation rows; by default those of the loss."""
         batch = self.collate(rows)
         return self.loss(to_device(batch.tensors, device), batch.counts).metrics
+
+    def answered_names(self) -> list[str]:
+        """The names of the scores in `answered`, or patterns of them."""
+        return []
+
+    def answered(self) -> Answered | None:
+        """Answers of the model as it is, where the run asks for them: before the first step, and at
+        each evaluation. All processes call it, without gradients and in evaluation mode."""
+        return None
 
     def sample_text(self) -> str:
         """Sample completions of the epoch as Markdown, for records and trackers; '' = none."""

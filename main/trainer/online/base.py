@@ -177,9 +177,10 @@ class OnlineTask(BaseTask):
         return self.shown
 
     def state(self) -> dict[str, Any]:
-        return {"shown": self.shown}
+        return super().state() | {"shown": self.shown}
 
     def load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        super().load_state(state, tensors)
         self.shown = state["shown"]
 
     # -- checks

@@ -1,4 +1,4 @@
-"""Calls reward functions on a batch: within a time limit, and again as a whole where one failed."""
+"""Calls functions on a batch: within a time limit, and again as a whole where one failed."""
 
 import functools
 import inspect
@@ -110,10 +110,10 @@ def _attempt(
 def _problem(call: Call, what: Scoreable, timeout: float | None) -> str:
     if isinstance(call.error, OutOfTime):
         return (
-            f"reward function '{call.name}' was not done with {len(what.rows)} completions after "
+            f"{what.judge} '{call.name}' was not done with {len(what.rows)} completions after "
             f"reward_timeout={timeout:g} seconds"
         )
-    return f"reward function '{call.name}' raised {type(call.error).__name__}: {call.error}"
+    return f"{what.judge} '{call.name}' raised {type(call.error).__name__}: {call.error}"
 
 
 def _accepted(
@@ -139,7 +139,7 @@ def _accepted(
     ]
     if missing:
         raise RewardError(
-            f"reward function '{name}' needs {missing}, but row {what.rows[0]} has only "
+            f"{what.judge} '{name}' needs {missing}, but row {what.rows[0]} has only "
             f"{sorted(data)}."
         )
     return {key: value for key, value in arguments.items() if key in wanted}

@@ -89,7 +89,7 @@ class Rewards:
         named = dict(zip(self.names, self.functions, strict=True))
         returned, notes = call_all(named, what, self.progress(), self.patience)
         columns = [
-            _checked(name, values, what.rows)
+            numbers(f"{what.judge} '{name}'", values, what.rows)
             for name, values in zip(self.names, returned, strict=True)
         ]
         table = torch.tensor(columns, dtype=torch.float64).T  # (B, F)
@@ -139,8 +139,8 @@ def _problems(functions: Sequence[Any], weights: Sequence[float]) -> list[str]:
     return found
 
 
-def _checked(name: str, values: Any, rows: Sequence[int]) -> list[float]:
-    """One number a completion, NaN for None.
+def numbers(who: str, values: Any, rows: Sequence[int]) -> list[float]:
+    """What `who` returned for completions of these rows: one number each, NaN for None.
 
     Raises:
         RewardError: another type, another number of entries, or a value that is no finite number.
@@ -149,25 +149,25 @@ def _checked(name: str, values: Any, rows: Sequence[int]) -> list[float]:
         values = values.tolist()
     if not isinstance(values, list | tuple):
         raise RewardError(
-            f"reward function '{name}' returned {type(values).__name__} for row {rows[0]}, "
+            f"{who} returned {type(values).__name__} for row {rows[0]}, "
             "expected a list with one number or None a completion."
         )
     if len(values) != len(rows):
         raise RewardError(
-            f"reward function '{name}' returned {len(values)} rewards for {len(rows)} completions "
+            f"{who} returned {len(values)} rewards for {len(rows)} completions "
             f"(rows {sorted(set(rows))[:64]}), expected one a completion."
         )
-    return [_number(name, value, row) for value, row in zip(values, rows, strict=True)]
+    return [_number(who, value, row) for value, row in zip(values, rows, strict=True)]
 
 
-def _number(name: str, value: Any, row: int) -> float:
+def _number(who: str, value: Any, row: int) -> float:
     if value is None:
         return math.nan
     if hasattr(value, "item"):  # numpy scalars and tensors of one element
         value = value.item()
     if not isinstance(value, Real) or not abs(float(value)) <= LARGEST:
         raise RewardError(
-            f"reward function '{name}' returned {value!r} for row {row}, expected a finite number "
+            f"{who} returned {value!r} for row {row}, expected a finite number "
             f"of at most {LARGEST:.3g}, or None where the function does not apply."
         )
     return float(value)

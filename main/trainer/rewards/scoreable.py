@@ -1,4 +1,4 @@
-"""What reward functions are called with: completions, and the columns of their rows."""
+"""What functions that judge are called with: completions, and the columns of their rows."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +22,7 @@ class Scoreable:
     columns: the rows' other fields.
     rows: source row numbers, for messages.
     names: columns of the whole data set; a row that lacks one has None there.
+    judge: what is called with these, in messages.
     """
 
     prompts: list[Any]
@@ -30,6 +31,7 @@ class Scoreable:
     columns: list[Mapping[str, Any]]
     rows: list[int]
     names: Sequence[str] = ()
+    judge: str = "reward function"
 
     def arguments(self) -> dict[str, list[Any]]:
         """The data that functions are called with; a field that a row lacks is None there."""
@@ -37,7 +39,7 @@ class Scoreable:
         names = dict.fromkeys((*self.names, *found))
         if taken := [name for name in names if name in OURS]:
             raise RewardError(
-                f"row {self.rows[0]}: the fields {taken} have names that reward functions need for "
+                f"row {self.rows[0]}: the fields {taken} have names that a {self.judge} needs for "
                 "something else. Rename them in the data."
             )
         listed = {name: [columns.get(name) for columns in self.columns] for name in names}

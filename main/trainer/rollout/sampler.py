@@ -79,14 +79,29 @@ class HFSampler(Sampler):
     ) -> list[Completion]:
         rows = decoder_rows(prompts, seeds, self.options.max_completion_length)
         settings = generation_options(self.options, greedy)
-        # Every new token has another length of the cache: compiled layers would not pay.
-        with scoring(self.policy), torch.compiler.set_stance("force_eager"):
-            for batch in batches(rows, self.batch_size, self.max_tokens):
-                for _ in decode(
-                    self.policy, batch, settings, self.stop_ids, self.pad_id, logprobs=True
-                ):
-                    pass
+        for batch in batches(rows, self.batch_size, self.max_tokens):
+            grow(self.policy, batch, settings, self.stop_ids, self.pad_id, logprobs=True)
         return [completion_of(row) for row in rows]
+
+
+def grow(
+    policy: Any,
+    batch: Sequence[Decoding],
+    settings: GenerationOptions,
+    stop_ids: Collection[int],
+    pad_id: int,
+    **how: Any,
+) -> None:
+    """Let the rows of a batch grow to their ends, without gradient and dropout.
+
+    Args:
+        policy: the PEFT model, as in `BaseTrainer.policy`.
+        how: further arguments of `decode`.
+    """
+    # Every new token has another length of the cache: compiled layers would not pay.
+    with scoring(policy), torch.compiler.set_stance("force_eager"):
+        for _ in decode(policy, batch, settings, stop_ids, pad_id, **how):
+            pass
 
 
 def decoder_rows(prompts: Sequence[list[int]], seeds: Sequence[int], limit: int) -> list[Decoding]:

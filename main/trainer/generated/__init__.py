@@ -1,0 +1,1 @@
+"""Answers of the policy to evaluation rows while it is trained, and their scores."""
