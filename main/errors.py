@@ -54,7 +54,7 @@ class TrainingError(MainError, RuntimeError):
 
 
 class RewardError(MainError, ValueError):
-    """A reward function that raised, or that returned something else than rewards."""
+    """A reward function, or a metric's, that raised or returned something else than numbers."""
 
 
 class GenerationError(MainError, RuntimeError):

@@ -148,9 +148,10 @@ def test_zero_trains_as_one_process_does_and_resumes_exactly(
         trainer = four_trainers.make_trainer(
             method, tiny_model_path, batch_size=8, output_dir="one"
         )
-        expected[method] = list(four_trainers.run(trainer, method))
+        expected[method] = list(four_trainers.run(trainer, method, **parallel_runs.ANSWERS))
     two: dict[str, Any] = {"model": str(tiny_model_path), "batch_size": 2, "batch_size_eval": 3,
-           "output_dir": "two", "options": {"gradient_accumulation_steps": 2}}  # fmt: skip
+           "output_dir": "two",
+           "options": {"gradient_accumulation_steps": 2} | parallel_runs.ANSWERS}  # fmt: skip
     first = str(expected["lora"][0].checkpoint).replace("one/", "two/", 1)
     again = two["options"] | {"resume_from_checkpoint": first}
     done = launched(

@@ -94,7 +94,7 @@ class Loop:
         try:
             return self._trained_epoch()
         except RewardError:  # between two draws, and on all processes
-            self._keep("a reward function failed")
+            self._keep("a function that judges answers failed")
             raise
 
     def _trained_epoch(self) -> EpochResult:
