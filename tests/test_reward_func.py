@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from main.evaluation.numbers import last_number
 from main.trainer.rewards.functions import Rewards
 from main.trainer.rewards.scoreable import Scoreable
-from main.utils.numbers import last_number
 from main.utils.reward_func import (
     fields_reward,
     format_reward,

@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 
 from main.errors import ConfigError, MissingExtraError
+from main.evaluation.final_answer import chosen, final_answer
+from main.evaluation.numbers import last_number, whole_number
 from main.utils import sandbox
-from main.utils.final_answer import chosen, final_answer
-from main.utils.numbers import last_number, whole_number
 from main.utils.reward_func import (
     choice_reward,
     code_reward,

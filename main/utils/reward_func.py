@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from main.errors import ConfigError, MissingExtraError
+from main.evaluation.final_answer import chosen, final_answer, same_answer
 from main.evaluation.named import comparable, is_exact
+from main.evaluation.numbers import last_number
+from main.evaluation.quantities import last_quantity
 from main.utils import sandbox
-from main.utils.final_answer import chosen, final_answer, same_answer
-from main.utils.numbers import last_number
-from main.utils.quantities import last_quantity
 
 Rewarder = Callable[..., list[float | None]]
 Language = Literal["zh", "ja", "ko", "en", "ru", "ar"]
@@ -148,7 +148,7 @@ def reward_number(
 
     That of the last \\boxed{} where there is one. "1,234.50", "1 234.5", "1.234,50" and full-width
     digits are the same number; 50%, 1/2 and \\frac{1}{2} are 0.5, 10^3 is 1000, 3 × 10^4 is 3万:
-    main/utils/numbers.py. None for an answer without a number.
+    main/evaluation/numbers.py. None for an answer without a number.
 
     >>> reward_number(["3 + 4 is 7.0.", "seven"], answer=["#### 7", "7"])
     [1.0, 0.0]
@@ -167,8 +167,8 @@ def reward_quantity(
     """1 if the last number with its unit is the answer's: "1.5 km" is "1500 m", else 0.
 
     A completion without a unit is compared with the answer's number as it is written. Units of
-    length, mass, time, volume, area and speed: main/utils/quantities.py. None for an answer without
-    a number.
+    length, mass, time, volume, area and speed: main/evaluation/quantities.py. None for an answer
+    without a number.
 
     >>> reward_quantity(["it is 1500 m", "1.5", "1.5 kg"], answer=["1.5 km"] * 3)
     [1.0, 1.0, 0.0]
@@ -191,7 +191,7 @@ def reward_math(
     """1 if the final answer is the gold one (or one of a list), as numbers or as written, else 0.
 
     The final answer: the last \\boxed{}, or what follows "the answer is" or "####", or the last
-    line; see main/utils/final_answer.py. None for a row without an answer.
+    line; see main/evaluation/final_answer.py. None for a row without an answer.
 
     >>> reward_math([r"So \\boxed{\\frac{1}{2}}.", "The answer is x + 1"], answer=["0.5", "x+1"])
     [1.0, 1.0]
@@ -244,7 +244,7 @@ def reward_choice(
 def choice_reward(choices: str = "ABCDE") -> Rewarder:
     """1 if the completion chooses the answer's letter of `choices`, else 0.
 
-    How a choice is read: `chosen` in main/utils/final_answer.py. Two letters are no choice.
+    How a choice is read: `chosen` in main/evaluation/final_answer.py. Two letters are no choice.
     None for an answer that names none.
     """
 

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from main.utils.numbers import boxed, plain_numbers, whole_number
+from main.evaluation.numbers import boxed, plain_numbers, whole_number
 
 _CUE = re.compile(
     r"(?:####|(?:final |correct )?answers?(?: is| are|\s*[:：])(?:\s*[:：])?"

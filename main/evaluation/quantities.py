@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from main.utils.numbers import number_before
+from main.evaluation.numbers import number_before
 
 # dimension -> the names of each unit, and how many of the base unit it is
 _TABLE: dict[str, dict[str, Fraction | int | str]] = {
