@@ -168,13 +168,9 @@ def test_in_bf16_and_after_a_resume_what_was_answered_before_training_is_known(
 def encoded(numbers: list[int], **changes: Any) -> Any:
     """One record each: three tokens of prompt, two of an answer, the second its end."""
 
-    class Data(list):
-        lengths = property(lambda self: [5] * len(self))
-        digest = ""
-
     mask = [False] * 3 + [True] * 2
     row = {"input_ids": [5, 6, 7, 8, 2], "loss_mask": mask, "images": ""} | changes
-    return Data({**row, "row": number} for number in numbers)
+    return [{**row, "row": number} for number in numbers]
 
 
 READER = Reader(lambda ids: " ".join(map(str, ids)), frozenset({2}), 64)
@@ -213,11 +209,11 @@ def test_a_row_whose_answer_was_cut_is_passed_over_and_that_is_told(caplog):
 
 def test_pairs_of_one_row_share_their_good_answers_and_bad_single_answers_are_no_reference():
     pair = {"prompt_ids": [5], "rejected_ids": [9, 2], "length": 4}
-    pairs = [pair | {"row": 1, "chosen_ids": ids} for ids in ([7, 2], [7, 2], [8, 2])]
+    pairs: Any = [pair | {"row": 1, "chosen_ids": ids} for ids in ([7, 2], [7, 2], [8, 2])]
     (asked,) = choose(pairs, 9, 0, READER)
     assert asked.references == ["7 2", "8 2"] and asked.columns == {"answer": ["7 2", "8 2"]}
     single = {"prompt_ids": [5], "answer_ids": [7, 2], "length": 3}
-    rows = [single | {"row": n, "label": n == 2} for n in (1, 2)]
+    rows: Any = [single | {"row": n, "label": n == 2} for n in (1, 2)]
     (asked,) = choose(rows, 9, 0, READER)
     assert (asked.row, asked.references) == (2, ["7 2"])
 
