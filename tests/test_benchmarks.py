@@ -136,7 +136,7 @@ def test_ceval_is_asked_in_chinese_and_its_tests_without_answers_are_refused():
     query = json.loads(Path("answers.jsonl").read_text("utf-8"))["query"]
     assert query.startswith("以下是一道单项选择题") and "A. 快" in query
     table("test/physics_test.csv", [titles[:6], [0, "光速?", "快", "慢", "零", "一"]])
-    with pytest.raises(DataError, match="found None. Files of tests without answers"):
+    with pytest.raises(DataError, match="Files of tests without answers cannot be scored here"):
         evaluate_benchmark("ceval", "test", saying(), "none.jsonl")
 
 
