@@ -2,13 +2,14 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy.stats import binomtest
 
-from main.errors import ConfigError, DataError, MissingFileError
+from main.errors import ConfigError, DataError, MissingExtraError, MissingFileError
 from main.evaluation.benchmarks import BENCHMARKS, evaluate_benchmark
 from main.evaluation.benchmarks.ifeval import mark
 from main.evaluation.benchmarks.instructions import INSTRUCTIONS, follows, sentences
@@ -203,6 +204,12 @@ def test_all_published_instructions_are_known_and_sentences_are_counted():
         2,
         2,
     ]
+
+
+def test_a_language_needs_a_package_that_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    with pytest.raises(MissingExtraError, match=r"langdetect.*\[verify\]"):
+        follows("language:response_language", "Hello", {"language": "en"})
 
 
 def test_a_predictor_is_asked_greedily_and_a_limit_spreads_over_the_rows(tiny_model_path):

@@ -162,6 +162,21 @@ def test_in_bf16_and_after_a_resume_what_was_answered_before_training_is_known(
     assert sum(line["before"] == "" for line in written("lora") if line["epoch"] == "3") >= 2
 
 
+def test_memory_that_does_not_suffice_halves_the_answers_too(tiny_model_path, caplog):
+    four_trainers.write_data(Path())
+    (whole,) = run(tiny_model_path, "lora", num_epochs=1, **ASK)
+    trainer = four_trainers.make_trainer("lora", tiny_model_path, batch_size_eval=4)
+
+    def too_many(module, arguments):
+        if not torch.is_grad_enabled() and len(arguments[0]) > 2:
+            raise torch.OutOfMemoryError("of the test")
+
+    trainer.policy.get_input_embeddings().register_forward_pre_hook(too_many)
+    (halved,) = four_trainers.run(trainer, "lora", num_epochs=1, **ASK)
+    assert halved.eval == pytest.approx(whole.eval)
+    assert halved.eval["generated/chrf"] == whole.eval["generated/chrf"]
+
+
 # -- which rows
 
 
