@@ -30,7 +30,7 @@ def read_benchmark(benchmark: Benchmark, path: str | Path) -> list[dict[str, Any
             if problems := benchmark.problems(row):
                 report.refuse(number, problems)
             found.append(row)
-        report.raise_bad(file, "row" if _is_csv(file) else row_word(file))
+        report.raise_bad(str(file), "row" if _is_csv(file) else row_word(file))
     if not found:
         raise DataError(f"{path} has no rows: there is nothing to answer.")
     return found
