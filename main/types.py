@@ -30,6 +30,24 @@ class EpochResult(NamedTuple):
     step: int
 
 
+class PlayedDialogue(NamedTuple):
+    """What `Predictor.run` returns of a request.
+
+    messages: the whole dialogue, the query and its history included; a history to go on from.
+    text: the last answer.
+    token_ids: of prompt, answers, calls and results, as the model read and wrote them.
+    drawn: one for each of `token_ids`, whether the model wrote it.
+    finish_reason: 'stop' = the model came to its end, 'length' = a limit of tokens cut the
+        dialogue, 'rounds' = tools were called once more than they may be.
+    """
+
+    messages: list[dict[str, Any]]
+    text: str
+    token_ids: list[int]
+    drawn: list[bool]
+    finish_reason: Literal["stop", "length", "rounds"]
+
+
 class ScoredAnswer(NamedTuple):
     """An answer with its tokens, as `predict_with_logprobs` returns it.
 

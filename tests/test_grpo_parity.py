@@ -15,7 +15,6 @@ from main.trainer.grpo.credit import Judged, credit_of
 from main.trainer.grpo.entropy import note_forks
 from main.trainer.online.policy_loss import VESPO
 from main.trainer.online.sample import Prompt, Sample
-from main.trainer.rollout.sampler import Completion
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 LENGTHS = (5, 9, 2, 7)
@@ -69,8 +68,8 @@ def samples(rows: list[dict]) -> list[Sample]:
     found = []
     for i, length in enumerate(LENGTHS):
         ids = torch.randint(5, 49000, (length,), generator=generator).tolist()
-        completion = Completion(ids, noise(length).tolist(), ended=True)
-        sample = Sample.drawn(Prompt(rows[i // 2], i % 2), completion, "")
+        prompt, logprobs = Prompt(rows[i // 2], i % 2), noise(length)
+        sample = Sample(prompt, ids, ended=True, sampling_logprobs=logprobs)
         sample.advantages = torch.full((length,), ADVANTAGES[i])
         sample.old_logprobs, sample.ref_logprobs = noise(length), noise(length)
         found.append(sample)

@@ -8,7 +8,6 @@ import torch
 from main.trainer.online.batch import collate
 from main.trainer.online.records import describe, divergence, samples_table, sampling_mismatch
 from main.trainer.online.sample import Prompt, Sample, note_tokens, seed_of
-from main.trainer.rollout.sampler import Completion
 
 
 def row(number: int, prompt: list[int]) -> dict:
@@ -16,8 +15,9 @@ def row(number: int, prompt: list[int]) -> dict:
 
 
 def drawn(number: int, ids: list[int], ended: bool = True, prompt=(1, 2, 3), of: int = 0) -> Sample:
-    completion = Completion(ids, [-0.5] * len(ids), ended)
-    sample = Sample.drawn(Prompt(row(number, list(prompt)), of), completion, "text")
+    prompted = Prompt(row(number, list(prompt)), of)
+    logprobs = torch.full((len(ids),), -0.5)
+    sample = Sample(prompted, ids, ended, "text", sampling_logprobs=logprobs)
     sample.reward, sample.parts = float(len(ids)), {"length": float(len(ids)), "rare": math.nan}
     return sample
 

@@ -12,7 +12,7 @@ import tiny_ppo
 import torch
 
 from main.errors import ConfigError, RewardError
-from main.trainer.rewards import waiting
+from main.system import waiting
 from main.trainer.rewards.calling import Patience
 from main.trainer.rewards.functions import Rewards
 from main.trainer.rewards.scoreable import Scoreable

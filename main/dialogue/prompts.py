@@ -26,6 +26,7 @@ class Prompts(NamedTuple):
     visuals: the images and videos of each, in the order of their placeholders.
     borders: of each, where its earlier answers begin.
     plain: of each, places within texts that look like control tokens and are plain characters.
+    dialogues: what they were made of.
     """
 
     texts: list[str]
@@ -33,6 +34,7 @@ class Prompts(NamedTuple):
     visuals: Sequence[Sequence[Visual]] = ()
     borders: Sequence[Sequence[int]] = ()
     plain: Sequence[Sequence[int]] = ()
+    dialogues: Sequence[Dialogue] = ()
 
     def images(self, request: int) -> Sequence[Visual]:
         """Those of one request."""
@@ -72,6 +74,7 @@ def render(
         visuals=[visuals_in(dialogue.messages) for dialogue in dialogues],
         borders=[account.borders for account in accounts],
         plain=plain,
+        dialogues=dialogues,
     )
 
 

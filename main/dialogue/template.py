@@ -4,6 +4,7 @@ What is trained is what inference produces: the ids before every trained turn ar
 `encode_prompt` gives for the dialogue up to there.
 """
 
+import copy
 import datetime
 import hashlib
 import json
@@ -63,6 +64,7 @@ class ChatTemplate:
             )
         self.tokenizer, self.vision, self.train_turns = tokenizer, vision, train_turns
         self.template_kwargs = template_kwargs
+        self.tools: Tools = None
         self.renderer = Renderer(tokenizer, vision, template_kwargs, today or datetime.date.today())
         self.plain = PlainText(tokenizer, self.renderer.encoder)
         self.renderer.refuse_unread(template_kwargs)
@@ -71,6 +73,12 @@ class ChatTemplate:
         spans = self.encode(probe_dialogue()).turns
         if len(spans) != 2 or any(begin == end for begin, end in spans):
             raise ModelError("no token of an assistant turn would be trained.")
+
+    def showing(self, tools: Tools) -> "ChatTemplate":
+        """The same template, which shows these tools in every dialogue."""
+        other = copy.copy(self)
+        other.tools = tools
+        return other
 
     def render(
         self, messages: Messages, add_generation_prompt: bool = False, tools: Tools = None
@@ -99,7 +107,7 @@ class ChatTemplate:
     ) -> list[Encoded]:
         """`encode` for many dialogues at once; the first that cannot be encoded raises."""
         drafts = []
-        for dialogue in map(_dialogue, dialogues):
+        for dialogue in map(self._with_tools, map(_dialogue, dialogues)):
             self._check(dialogue)
             if which == "last":
                 drafts.append(last_draft(self.accountant, dialogue))
@@ -132,8 +140,11 @@ class ChatTemplate:
             DataError: the template refuses the dialogue, or does not write one of its strings.
         """
         if isinstance(messages, str):
+            if self.tools:
+                raise DataError("a prompt of plain text uses no chat template, which shows tools.")
             return self.plain.encode_prompt(messages)
-        account = self.accountant.account(Dialogue(messages, tools, variables), asks=True)
+        dialogue = self._with_tools(Dialogue(messages, tools, variables))
+        account = self.accountant.account(dialogue, asks=True)
         problem = account.problem(account.lost)
         if problem:
             raise DataError(problem)
@@ -158,7 +169,8 @@ class ChatTemplate:
         for source in self.renderer.sources:
             digest.update(source.encode())
         special = self.tokenizer.special_tokens_map
-        settings = [special, self.template_kwargs, self.train_turns]
+        settings: list[Any] = [special, self.template_kwargs, self.train_turns]
+        settings += [self.tools] if self.tools else []
         kwargs = json.dumps(settings, sort_keys=True, default=repr)
         digest.update(kwargs.encode())
         digest.update(self.date_written.encode())
@@ -167,6 +179,7 @@ class ChatTemplate:
 
     def _drafts(self, dialogue: Dialogue) -> list[Draft] | DataError:
         try:
+            dialogue = self._with_tools(dialogue)
             self._check(dialogue)
             drafts = drafts_of(self.accountant, dialogue, self.train_turns)
             for visual in visuals_in(dialogue.messages):
@@ -176,6 +189,16 @@ class ChatTemplate:
         except MissingFileError as error:
             return DataError(str(error))
         return drafts
+
+    def _with_tools(self, dialogue: Dialogue) -> Dialogue:
+        if not self.tools:
+            return dialogue
+        if dialogue.tools:
+            raise DataError(
+                "'tools': the row has tools of its own beside the functions of the call. Leave "
+                "them out of the rows; the functions' schemas are shown."
+            )
+        return dialogue._replace(tools=self.tools)
 
     def _check(self, dialogue: Dialogue) -> None:
         problem = self.control_problem(dialogue.messages, dialogue.tools)

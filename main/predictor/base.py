@@ -1,20 +1,34 @@
 """What both predictors do alike: check and render a call, turn tokens into texts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import count
 from typing import Any, Literal
 
 import torch
 
 from main.dialogue.calls import format_of, read_answer
+from main.dialogue.episodes import Drawn, Episode
+from main.dialogue.outside import Reader, tools_of
+from main.dialogue.playing import Limits, play
 from main.dialogue.renderer import renderer_of
+from main.dialogue.toolbox import Toolbox
 from main.dialogue.tools import tool_schemas
-from main.errors import GenerationError
+from main.errors import ConfigError, GenerationError
 from main.predictor.call import Call, Voice, make_call, parse_options, prompts_of
 from main.predictor.decoding import Decoding
+from main.predictor.running import (
+    Requests,
+    checked_rounds,
+    drawn_of,
+    episode_of,
+    played,
+    refuse_of_one_turn,
+    row_of,
+)
 from main.predictor.sampling import GenerationOptions
 from main.predictor.text import Answer
-from main.types import ScoredAnswer
+from main.types import PlayedDialogue, ScoredAnswer
 
 StreamItem = tuple[list[str], list[str]]
 
@@ -89,11 +103,56 @@ class BasePredictor(ABC):
         """
         tokenizer = self.voice.tokenizer
         if isinstance(answer, ScoredAnswer):
-            kept = [i for i in answer.token_ids if i not in self.voice.stop_ids]
-            text = str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+            text = Reader(tokenizer, self.voice.stop_ids).text(answer.token_ids, special=True)
         else:
             text = answer
         return read_answer(text, format_of(renderer_of(tokenizer)), tool_schemas(tools))
+
+    def run(
+        self,
+        query: Any,
+        history: Any = None,
+        tools: Sequence[Callable[..., Any]] = (),
+        max_tool_calling_iterations: int = 4,
+        max_new_tokens: int = 512,
+        tool_timeout: float | None = None,
+        **options: Any,
+    ) -> list[PlayedDialogue]:
+        """The dialogues that come of the requests once the model has called its tools.
+
+        It answers; what it calls is run, and it answers again, until it calls nothing.
+
+        Args:
+            query, history, options: as `__call__`; max_new_tokens is that of a turn.
+            tools: Python functions with type hints and a docstring that describes every argument.
+                They run side by side, `async def` ones on one event loop, others in threads.
+            max_tool_calling_iterations: how often tools may answer a request.
+            tool_timeout: seconds for a call; None is no limit.
+
+        Raises:
+            ConfigError: arguments that cannot work, or a model that does not take tools.
+            GenerationError: as `__call__`. A tool that fails is told to the model.
+        """
+        rounds = checked_rounds(max_tool_calling_iterations, tool_timeout)
+        refuse_of_one_turn(options)
+        toolbox = Toolbox(tools, tool_timeout)
+        given = {**options, "tools": list(tools)}
+        asked = self._requests(query, history, max_new_tokens, given)
+        if not asked.call.settings.build_message:
+            raise ConfigError("tools are shown by a chat template; build_message=False uses none.")
+        renderer = renderer_of(self.voice.tokenizer, self.vision)
+        outside = tools_of(renderer, asked.call.stop_ids, toolbox)
+        episodes = [episode_of(row, d) for row, d in zip(asked.rows, asked.dialogues, strict=True)]
+
+        def draw(going: Sequence[Episode], limits: Sequence[int]) -> list[Drawn]:
+            rows = [row_of(*turn) for turn in zip(count(), going, limits, strict=False)]
+            for _ in self._decode(rows, asked.call):
+                pass
+            return [drawn_of(row) for row in rows]
+
+        limits = Limits(turn=max_new_tokens, context=self.context, rounds=rounds)
+        play(episodes, draw, outside, limits)
+        return [played(episode, rounds) for episode in episodes]
 
     def predict_with_logprobs(
         self, query: Any, history: Any = None, max_new_tokens: int = 512, **options: Any
@@ -144,6 +203,11 @@ class BasePredictor(ABC):
         self, query: Any, history: Any, max_new_tokens: int, options: dict[str, Any]
     ) -> tuple[list[Decoding], Call]:
         """Check and render the requests; nothing has run yet."""
+        return self._requests(query, history, max_new_tokens, options)[:2]
+
+    def _requests(
+        self, query: Any, history: Any, max_new_tokens: int, options: dict[str, Any]
+    ) -> Requests:
         given = {"max_new_tokens": max_new_tokens, **options}
         settings, variables = parse_options(self.call_options, given, self.where)
         voice = self._voice(settings)
@@ -158,7 +222,8 @@ class BasePredictor(ABC):
                 row = Decoding(len(rows), prompt_ids, limit, _generator(settings, sequence))
                 row.visuals = prompts.images(request)
                 rows.append(row)
-        return rows, call
+        repeated = [d for d in prompts.dialogues for _ in range(settings.num_return_sequences)]
+        return Requests(rows, call, repeated)
 
     def _limit(self, prompt_ids: list[int], max_new_tokens: int, request: int) -> int:
         """How many tokens may follow the prompt within the context."""

@@ -117,7 +117,10 @@ class BaseTrainer:
         )
         raise_all(self._date_problems())
         self.data_digests = {split: source.digest() for split, source in sources.items()}
-        self._load_data(sources)
+        self.sources = sources
+        self.train_data, self.eval_data = self.load_data(self.template)
+        if self.train_data.shares:
+            log.warning("mixture: %s", told_shares(self.train_data.shares))
         policy = self._load_policy()
         raise_all(self._misfits(policy))
         self.model = LogprobModel(policy, ragged=use_ragged(policy.get_base_model()))
@@ -236,8 +239,9 @@ class BaseTrainer:
     def _load_vision(self) -> Any:
         return load_vision(self.setup.from_pretrained, self._config, self.tokenizer)
 
-    def _load_data(self, sources: dict[str, Source]) -> None:
-        setup = self.setup
+    def load_data(self, template: Any) -> tuple[Any, Any]:
+        """(rows to train on, rows to evaluate or None), as this template writes them."""
+        setup, sources = self.setup, self.sources
         if "train" not in sources:
             raise DataError(
                 f"data_path={plain(setup.data_path)!r} has no 'train' split, only "
@@ -247,13 +251,11 @@ class BaseTrainer:
 
         def load(split: str) -> Any:
             source = sources[split]
-            parts = [load_part(p, self.row_format, self.template, limit) for p in source.parts]
+            parts = [load_part(p, self.row_format, template, limit) for p in source.parts]
             return EncodedRows(parts, source)
 
-        self.train_data = load("train")
-        self.eval_data = load(setup.eval_mode) if setup.eval_mode in sources else None
-        if self.train_data.shares:
-            log.warning("mixture: %s", told_shares(self.train_data.shares))
+        train = load("train")
+        return train, load(setup.eval_mode) if setup.eval_mode in sources else None
 
     def _misfits(self, policy: Any) -> list[str]:
         """Tokens that the model has no embedding for."""

@@ -41,14 +41,15 @@ _SCRIPTS = {
 
 
 def text_of(completion: Any) -> str:
-    """The text of a completion: itself, or the contents of its messages.
+    """The text of a completion: itself, or what the assistant said last in its messages.
 
     >>> text_of([{"role": "assistant", "content": "Hello"}])
     'Hello'
     """
     if isinstance(completion, str):
         return completion
-    return "".join(_content(message["content"]) for message in completion)
+    said = [m.get("content") for m in completion if m.get("role", "assistant") == "assistant"]
+    return _content(said[-1]) if said else ""
 
 
 def _content(content: Any) -> str:

@@ -8,6 +8,7 @@ from main.options import below, not_positive
 from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
 from main.trainer.grpo.advantages import Advantage, Aggregation, Scale
 from main.trainer.online.off_policy import CorrectionOptions
+from main.trainer.online.options import EpisodeOptions
 from main.trainer.online.policy_loss import (
     LOSS_OPTIONS,
     POLICY_LOSSES,
@@ -20,8 +21,9 @@ from main.trainer.online.policy_loss import (
 from main.trainer.rewards.options import RewardOptions
 from main.trainer.rollout.options import SamplerOptions
 
+OF_FUNCTIONS = ("reward_weights", "reward_timeout", "reward_retries")
 OF_REWARDS = (
-    *("reward_weights", "reward_timeout", "reward_retries", "advantage", "scale_rewards"),
+    *(*OF_FUNCTIONS, "advantage", "scale_rewards"),
     *("multi_objective_aggregation", "dynamic_sampling", "overlong_cache"),
 )
 GRPO_SETUP_ALIASES = {**SETUP_ALIASES, "max_prompt_length": "max_length"}
@@ -62,11 +64,11 @@ class GRPOSetup(SetupOptions):
 
 
 @dataclass(kw_only=True)
-class GRPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions):
+class GRPOOptions(EpisodeOptions, CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions):
     """Arguments of the call, beside those of the classes that it is made of.
 
     reward_func: a function, or a list of them, see main.trainer.rewards.functions; None where a
-        teacher alone judges.
+        teacher or an environment judges.
     teacher_weight: of the teacher's part of the advantages.
     num_generations: completions of a prompt, G.
     num_generations_eval: completions drawn of a prompt in evaluation; by default one, the likeliest
@@ -148,8 +150,13 @@ class GRPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions)
     greater_is_better: bool = True
 
     def __post_init__(self) -> None:
-        if self.reward_func is None and self.metric_for_best_model == "reward/mean":
+        if not self.has_rewards and self.metric_for_best_model == "reward/mean":
             self.metric_for_best_model, self.greater_is_better = "teacher/kl", False
+
+    @property
+    def has_rewards(self) -> bool:
+        """Whether anything beside a teacher judges."""
+        return self.reward_func is not None or self.environment_factory is not None
 
     @property
     def scale(self) -> Scale | None:
@@ -175,7 +182,8 @@ class GRPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions)
         return POLICY_LOSSES[self.loss_type]
 
     def problems(self) -> list[str]:
-        found = CorrectionOptions.problems(self) + RewardOptions.problems(self)
+        found = EpisodeOptions.problems(self) + CorrectionOptions.problems(self)
+        found += RewardOptions.problems(self)
         found += SamplerOptions.problems(self) + LoopOptions.problems(self)
         if self.num_generations < 2:
             found.append(
@@ -226,8 +234,10 @@ class GRPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions)
         if not self.sync_ref_model:
             of_sync = ("ref_model_sync_steps", "ref_model_mixup_alpha")
             found |= dict.fromkeys(of_sync, "sync_ref_model=False")
-        if self.reward_func is None:
+        if not self.has_rewards:
             found |= dict.fromkeys(OF_REWARDS, "reward_func=None")
+        elif self.reward_func is None:
+            found |= dict.fromkeys(OF_FUNCTIONS, "reward_func=None")
         if not self.beta:
             names = ("kl_estimator", "unbiased_kl", "sync_ref_model")
             found |= dict.fromkeys(names, "beta=0")

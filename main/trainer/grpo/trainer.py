@@ -43,7 +43,7 @@ from main.trainer.online.batch import SampleBatch, collate
 from main.trainer.online.kl import kl_estimate
 from main.trainer.online.off_policy import near_policy
 from main.trainer.online.policy_loss import Tokens, importance_ratio, micro_batch_mean
-from main.trainer.online.records import describe, reward_spread
+from main.trainer.online.records import reward_spread
 from main.trainer.online.sample import Prompt, Sample, note_tokens
 from main.trainer.placement.base import is_shared_out
 from main.trainer.policy.branches import takes_branches
@@ -130,10 +130,11 @@ class GRPOTask(OnlineTask):
 
     def _judges(self) -> Rewards:
         options = self.options
-        if options.reward_func is None and self.teacher is None:
+        others = self.teacher, options.environment_factory
+        if options.reward_func is None and others == (None, None):
             raise ConfigError(
                 "GRPO needs 'reward_func', or a teacher: teacher_peft_path or "
-                "teacher_from_pretrained of the constructor."
+                "teacher_from_pretrained of the constructor; or an environment_factory."
             )
         functions = [] if options.reward_func is None else options.reward_func
         return Rewards(functions, options.reward_weights, self.progress, options.patience)
@@ -219,17 +220,18 @@ class GRPOTask(OnlineTask):
 
     @property
     def part_names(self) -> list[str]:
-        return [*self.rewards.names, *(["overlong"] if self.options.overlong_cache else [])]
+        return [*super().part_names, *(["overlong"] if self.options.overlong_cache else [])]
 
     @property
     def part_weights(self) -> list[float]:
-        return [*self.rewards.weights, *([1.0] if self.options.overlong_cache else [])]
+        functions = self.rewards.weights
+        return [*functions, *[1.0] * (len(self.part_names) - len(functions))]
 
     def _give_credit(self, samples: list[Sample], judged: Judged) -> None:
         options = self.options
         credit = credit_of(judged, self.part_weights, options)
         for sample in samples:
-            sample.advantages = torch.full((len(sample.ids),), credit[sample.key])
+            sample.advantages = sample.drawn * credit[sample.key]
             if options.mask_truncated_completions and not sample.ended:
                 sample.mask = torch.zeros_like(sample.mask)
 
@@ -245,8 +247,7 @@ class GRPOTask(OnlineTask):
 
     def _describe_draw(self, samples: list[Sample]) -> Metrics:
         self.show(samples)
-        metrics = describe(samples, self.part_names)
-        return metrics | {"reward/std": (reward_spread(samples), 1)}
+        return self.described(samples) | {"reward/std": (reward_spread(samples), 1)}
 
     def _score(self, samples: Sequence[Sample]) -> None:
         """Log-probs by the reference, and the policy's own where it will have moved."""

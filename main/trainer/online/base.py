@@ -1,26 +1,44 @@
 """What trainers share whose policy draws completions while it trains: GRPO and PPO."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from main.dialogue.accounts import Dialogue
 from main.dialogue.ends import stop_token_ids
+from main.dialogue.episodes import Drawn, Episode
+from main.dialogue.playing import play
+from main.dialogue.tools import tool_schemas
 from main.errors import ConfigError, GenerationError, MainError, RewardError
 from main.loaders.shares import AGAIN
 from main.models import context_length
-from main.system.processes import as_it_is, once_a_copy, splits_copies, this_copy, together
+from main.system.processes import (
+    as_it_is,
+    once_a_copy,
+    splits_copies,
+    this_copy,
+    this_process,
+    together,
+)
 from main.trainer.base import BaseTask
 from main.trainer.loop.task import Metrics, MicroBatch, Row, Run
-from main.trainer.online.records import describe, samples_table
+from main.trainer.online.episodes import attempt, outside_of, raise_for_all
+from main.trainer.online.records import describe, describe_episodes, samples_table
 from main.trainer.online.sample import Prompt, Sample, seed_of
 from main.trainer.placement.base import is_shared_out
 from main.trainer.rewards.functions import Rewards, Scores
 from main.trainer.rewards.notes import TrainerState
-from main.trainer.rewards.scoreable import column_names, completion_texts, scoreable
+from main.trainer.rewards.scoreable import (
+    column_names,
+    columns_of,
+    completion_texts,
+    scoreable,
+)
 from main.trainer.rollout.choice import make_sampler
-from main.trainer.rollout.sampler import Completion, Sampler
+from main.trainer.rollout.sampler import Sampler
 
 SHOWN = 8  # samples in the table of an epoch
 
@@ -41,9 +59,19 @@ class OnlineTask(BaseTask):
     def __init__(self, trainer: Any, options: Any):
         super().__init__(trainer, options)
         self.stop_ids = stop_token_ids(self.causal_lm, self.tokenizer)
+        toolbox, template = options.toolbox(), trainer.template
+        self.outside = outside_of(options, toolbox, template, self.stop_ids)
+        self.schemas = toolbox.schemas if toolbox else None
+        if toolbox:
+            self.train_data, self.eval_data = trainer.load_data(template.showing(self.schemas))
 
     def open(self, run: Run) -> None:
         super().open(run)
+        if self.options.has_turns and this_copy().size != this_process().size:
+            raise ConfigError(
+                "tools and environment_factory need a process for each copy of the policy, and "
+                "tensor parallelism shares a copy out: two processes would run each call."
+            )
         if self.options.use_vllm and is_shared_out(self.model):
             raise ConfigError(
                 "use_vllm=True needs a whole copy of the policy in each process, and the launcher "
@@ -89,28 +117,52 @@ class OnlineTask(BaseTask):
     def draw(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], greedy: bool = False
     ) -> list[Sample]:
-        """A completion for each prompt. All processes must call it."""
+        """A completion for each prompt. All processes must call it.
+
+        Raises:
+            RewardError: an environment failed; on every process, if on one.
+        """
+        episodes = [self._episode(*asked) for asked in zip(prompts, seeds, strict=True)]
+        context = context_length(self.causal_lm.config)
+        limits = self.options.episode_limits(self.options.max_completion_length, context)
+
+        def draw(going: Sequence[Episode], room: Sequence[int]) -> list[Drawn]:
+            return self._turns(going, room, greedy)
+
         with self.run.at_hand():
             # Those that hold one copy wait in the middle of a pass for one that fails.
             drawn_by = as_it_is if splits_copies() else together
-            completions = drawn_by(lambda: self._completions(prompts, seeds, greedy))
-        if not self.options.use_vllm:
-            self._note_work([prompt.ids for prompt in prompts], [c.ids for c in completions])
-        texts = completion_texts(self.tokenizer, [c.ids for c in completions])
-        drawn = zip(prompts, completions, texts, strict=True)
-        return [Sample.drawn(prompt, completion, text) for prompt, completion, text in drawn]
+            error = drawn_by(lambda: attempt(lambda: play(episodes, draw, self.outside, limits)))
+        if self.options.has_turns:
+            raise_for_all(error)
+        texts = completion_texts(self.tokenizer, [e.completion_ids for e in episodes])
+        played = zip(prompts, episodes, texts, strict=True)
+        return [Sample.of(prompt, episode, text) for prompt, episode, text in played]
 
-    def _completions(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], greedy: bool
-    ) -> list[Completion]:
+    def _episode(self, prompt: Prompt, seed: int) -> Episode:
+        """Before its first turn."""
+        if not self.options.has_turns:
+            return Episode(Dialogue([]), prompt.ids, seed, {"row": prompt.row["row"]})
+        messages, columns = json.loads(prompt.row["prompt"]), columns_of(prompt.row)
+        row = {**columns, "prompt": messages, "row": prompt.row["row"]}
+        variables = columns.get("chat_template_kwargs")
+        tools = self.schemas or tool_schemas(columns.get("tools"))
+        return Episode(Dialogue(messages, tools, variables), prompt.ids, seed, row)
+
+    def _turns(self, going: Sequence[Episode], room: Sequence[int], greedy: bool) -> list[Drawn]:
+        """The next turn of each episode, of at most so many tokens."""
         assert self.sampler is not None, "a run is open"
+        ids, seeds = [e.ids for e in going], [e.turn_seed or 0 for e in going]
         try:
-            return self.sampler.sample([prompt.ids for prompt in prompts], seeds, greedy)
+            completions = self.sampler.sample(ids, seeds, greedy, room)
         except GenerationError as error:
             if error.request is None:
                 raise
-            row = prompts[error.request].row["row"]
+            row = going[error.request].row["row"]
             raise GenerationError(f"{self._when()}, source row {row}: {error}") from error
+        if not self.options.use_vllm:
+            self._note_work(ids, [completion.ids for completion in completions])
+        return [completion.drawn for completion in completions]
 
     def _when(self) -> str:
         """Of completions that were drawn now: after so many updates of the policy."""
@@ -136,6 +188,9 @@ class OnlineTask(BaseTask):
             parts = scores.by_function[i].tolist()
             sample.parts = dict(zip(scores.names, parts, strict=True))
             sample.reward, sample.notes = float(scores.rewards[i]), scores.notes.of(i)
+            if self.options.environment_factory is not None:
+                sample.parts["environment"] = float(sample.step_rewards.sum())
+                sample.reward += sample.parts["environment"]
         return scores.notes.metrics
 
     def _scored(self, samples: Sequence[Sample]) -> Scores:
@@ -147,22 +202,28 @@ class OnlineTask(BaseTask):
     @property
     def part_names(self) -> list[str]:
         """What a reward is made of."""
-        return self.rewards.names
+        steps = ["environment"] if self.options.environment_factory is not None else []
+        return [*self.rewards.names, *steps]
 
     # -- evaluation and records
 
     def evaluate(self, rows: list[Row], device: torch.device) -> Metrics:
         """Rewards of what the policy answers to each prompt."""
         samples = self.answers(rows)
-        metrics = self.reward(samples) | describe(samples, self.part_names)
+        metrics = self.reward(samples) | self.described(samples)
         return metrics | self.describe_evaluated(samples)
+
+    def described(self, samples: Sequence[Sample]) -> Metrics:
+        """What the records say of any completions."""
+        turns = describe_episodes(samples) if self.options.has_turns else {}
+        return describe(samples, self.part_names) | turns
 
     def answers(self, rows: list[Row]) -> list[Sample]:
         """The likeliest completion of each prompt, for evaluation."""
         return self.draw([Prompt(row) for row in rows], [0] * len(rows), greedy=True)
 
     def evaluated_names(self) -> list[str]:
-        return [*describe([], self.part_names), "logged/*"]  # what functions log is theirs to say
+        return [*self.described([]), "logged/*"]  # what functions log is theirs to say
 
     def describe_evaluated(self, samples: list[Sample]) -> Metrics:
         """What a method records of evaluated completions besides."""

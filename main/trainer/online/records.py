@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -15,16 +16,28 @@ from main.trainer.rewards.notes import noted_columns
 
 
 def describe(samples: Sequence[Sample], names: Sequence[str]) -> Metrics:
-    """Means of the reward and its parts `names`, of lengths, and the share that ended."""
+    """Means of the reward and its parts `names`, of drawn tokens, and the share that ended."""
     count = len(samples)
     found: Metrics = {}
     for name in names:
         values = [sample.parts[name] for sample in samples if not math.isnan(sample.parts[name])]
         found[f"rewards/{name}/mean"] = (math.fsum(values), len(values))
     found["reward/mean"] = (math.fsum(sample.reward for sample in samples), count)
-    found["completion_length"] = (sum(len(sample.ids) for sample in samples), count)
+    found["completion_length"] = (sum(int(sample.drawn.sum()) for sample in samples), count)
     found["ended"] = (sum(sample.ended for sample in samples), count)
     return found
+
+
+def describe_episodes(samples: Sequence[Sample]) -> Metrics:
+    """Of a completion: its turns, the calls of tools in it, those that failed, their seconds."""
+    played = [sample.episode for sample in samples if sample.episode is not None]
+    sums = {
+        "turns": sum(episode.turns for episode in played),
+        "tools/calls": sum(episode.calls for episode in played),
+        "tools/failures": sum(episode.failures for episode in played),
+        "tools/seconds": math.fsum(episode.seconds for episode in played),
+    }
+    return {name: (total, len(samples)) for name, total in sums.items()}
 
 
 def reward_spread(samples: Sequence[Sample]) -> float:
@@ -63,8 +76,20 @@ def samples_table(samples: Sequence[Sample], names: Sequence[str]) -> str:
         known = sample.advantages[sample.mask] if len(sample.advantages) else sample.advantages
         credit = f"{float(known.mean()):.4g}" if len(known) else ""
         shown = [f"{number:.4g}" for number in numbers]
-        lines.append([last_turn(sample.row["prompt"]), sample.text, *shown, credit, *noted])
+        said = shown_episode(sample.messages) if len(sample.messages) > 1 else sample.text
+        lines.append([last_turn(sample.row["prompt"]), said, *shown, credit, *noted])
     return markdown_table(["prompt", "completion", *names, "reward", "advantage", *titles], lines)
+
+
+def shown_episode(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What was said after a prompt, a line for each text, call and answer of the outside."""
+    lines = []
+    for message in messages:
+        calls = [call["function"] for call in message.get("tool_calls") or ()]
+        mark = "" if message["role"] == "assistant" else f"[{message['role']}] "
+        lines += [mark + str(message["content"])] if message.get("content") else []
+        lines += [f"{c['name']}({json.dumps(c['arguments'], ensure_ascii=False)})" for c in calls]
+    return "\n".join(lines)
 
 
 def last_turn(prompt: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from main.dialogue.episodes import Episode
 from main.trainer.loop.task import Row
-from main.trainer.rollout.sampler import Completion
 
 
 class Prompt(NamedTuple):
@@ -37,9 +37,12 @@ class Sample:
     ids: T token ids.
     ended: the last one is an end token; False where the length limit cut the completion.
     text: the ids as text, without special tokens.
-    mask: bool, True for the tokens that the loss counts: those that the policy drew (or that stand
-        for drawn ones, as a gold answer does).
+    episode: what it was played in; None where it stands for a drawn one.
+    drawn: bool, True for the tokens that the policy drew (or that stand for drawn ones, as a gold
+        answer does), False for what tools or an environment added between them.
+    mask: bool, True for the tokens that the loss counts: drawn ones.
     sampling_logprobs: as the sampler reported them; NaN for a token that was not sampled.
+    step_rewards: of an environment, at the last token of each turn; float64.
     old_logprobs, ref_logprobs: by the policy before the first update, and by its reference;
         teacher_logprobs: by a teacher, where there is one.
     entropy: nats, of the policy before the first update.
@@ -55,8 +58,11 @@ class Sample:
     ids: list[int]
     ended: bool
     text: str = ""
+    episode: Episode | None = None
+    drawn: Tensor = field(default_factory=_unknown)
     mask: Tensor = field(default_factory=_unknown)
     sampling_logprobs: Tensor = field(default_factory=_unknown)
+    step_rewards: Tensor = field(default_factory=_unknown)
     old_logprobs: Tensor = field(default_factory=_unknown)
     ref_logprobs: Tensor = field(default_factory=_unknown)
     teacher_logprobs: Tensor = field(default_factory=_unknown)
@@ -70,16 +76,32 @@ class Sample:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not len(self.drawn):
+            self.drawn = torch.ones(len(self.ids), dtype=torch.bool)
         if not len(self.mask):
-            self.mask = torch.ones(len(self.ids), dtype=torch.bool)
+            self.mask = self.drawn.clone()
         if not len(self.sampling_logprobs):
             self.sampling_logprobs = torch.full((len(self.ids),), torch.nan)
+        if not len(self.step_rewards):
+            self.step_rewards = torch.zeros(len(self.ids), dtype=torch.float64)
 
     @classmethod
-    def drawn(cls, prompt: Prompt, completion: Completion, text: str) -> "Sample":
-        logprobs = torch.tensor(completion.sampling_logprobs)
-        ids = list(completion.ids)
-        return cls(prompt, ids, completion.ended, text, sampling_logprobs=logprobs)
+    def of(cls, prompt: Prompt, episode: Episode, text: str) -> "Sample":
+        return cls(
+            prompt,
+            episode.completion_ids,
+            episode.ended,
+            text,
+            episode,
+            drawn=torch.tensor(episode.drawn, dtype=torch.bool),
+            sampling_logprobs=torch.tensor(episode.logprobs),
+            step_rewards=torch.tensor(episode.rewards, dtype=torch.float64),
+        )
+
+    @property
+    def messages(self) -> Sequence[Mapping[str, Any]]:
+        """What was said after the prompt; [] where nobody read it."""
+        return self.episode.said if self.episode is not None else []
 
     @property
     def row(self) -> Row:

@@ -26,16 +26,26 @@ def token_rewards(
     placement: Placement,
     kl_coef: float,
     estimator: KLEstimator,
+    steps: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Rewards (B, T) of tokens, and their mask: r_t = score at its place - kl_coef * kl_t.
+    """Rewards (B, T) of drawn tokens, and their mask: r_t = score at its place - kl_coef * kl_t.
+
+    What was added between turns is left out here: the state before a turn follows the last token
+    of the one before.
 
     Args:
         scores: (B,), of whole completions.
+        steps: of each sample the rewards of its tokens by an environment, part of its score.
     """
-    mask = pad([[True] * len(sample.ids) for sample in samples], False)
-    kl = [kl_estimate(s.old_logprobs, s.ref_logprobs, estimator) for s in samples]
+    mask = pad([[True] * int(sample.drawn.sum()) for sample in samples], False)
+    kl = [kl_estimate(s.old_logprobs, s.ref_logprobs, estimator)[s.drawn] for s in samples]
     divergence = pad_sequence(kl, batch_first=True)
-    return place_scores(scores, mask, placement) - kl_coef * divergence, mask
+    if steps is None:
+        return place_scores(scores, mask, placement) - kl_coef * divergence, mask
+    of_steps = [step[s.drawn] for step, s in zip(steps, samples, strict=True)]
+    placed = pad_sequence(of_steps, batch_first=True).to(scores.dtype)
+    scores = scores - placed.sum(1)
+    return place_scores(scores, mask, placement) + placed - kl_coef * divergence, mask
 
 
 def credit(
@@ -46,17 +56,22 @@ def credit(
     discount: float,
     gae_lambda: float,
 ) -> None:
-    """Set `advantages` (not whitened) and `returns` of the samples.
+    """Set `advantages` (not whitened) and `returns` of the samples; 0 where nothing was drawn.
 
     Args:
-        rewards, mask: (B, T).
+        rewards, mask: (B, T), of drawn tokens.
         last_values: (B,), of the state after the last token; 0 where the episode ends there.
     """
-    values = pad_sequence([sample.old_values for sample in samples], batch_first=True)
+    values = pad_sequence([sample.old_values[sample.drawn] for sample in samples], batch_first=True)
     found = gae(rewards, values, mask, last_values, discount, gae_lambda)
     for i, sample in enumerate(samples):
-        sample.advantages = found.advantages[i, : len(sample.ids)]
-        sample.returns = found.returns[i, : len(sample.ids)]
+        sample.advantages = _spread(found.advantages[i], sample.drawn)
+        sample.returns = _spread(found.returns[i], sample.drawn)
+
+
+def _spread(values: Tensor, drawn: Tensor) -> Tensor:
+    """Values of drawn tokens, padded, at their places."""
+    return values.new_zeros(len(drawn)).masked_scatter(drawn, values)
 
 
 def after_the_end(samples: Sequence[Sample], pad_id: int) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from main.options import below, not_positive
 from main.trainer.arguments import LOOP_ALIASES, SETUP_ALIASES, LoopOptions, SetupOptions
 from main.trainer.online.kl import KLEstimator
 from main.trainer.online.off_policy import CorrectionOptions
+from main.trainer.online.options import EpisodeOptions
 from main.trainer.rewards.options import RewardOptions
 from main.trainer.rewards.similarity import weight_problems
 from main.trainer.rollout.options import SamplerOptions
@@ -57,7 +58,7 @@ class PPOSetup(SetupOptions):
 
 
 @dataclass(kw_only=True)
-class PPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions):
+class PPOOptions(EpisodeOptions, CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions):
     """Arguments of PPO's call, beside those of the classes that it is made of.
 
     reward_func: one function or a list, see main/trainer/rewards/functions.py; beside the reward of
@@ -111,7 +112,8 @@ class PPOOptions(CorrectionOptions, RewardOptions, SamplerOptions, LoopOptions):
     greater_is_better: bool = True
 
     def problems(self) -> list[str]:
-        found = CorrectionOptions.problems(self) + RewardOptions.problems(self)
+        found = EpisodeOptions.problems(self) + CorrectionOptions.problems(self)
+        found += RewardOptions.problems(self)
         found += SamplerOptions.problems(self) + LoopOptions.problems(self)
         found += weight_problems(self.weight_for_cos_and_jaccard)
         found += below(self, {"ppo_epochs": 1, "alpha": 0, "beta": 0, "gamma": 0})

@@ -39,9 +39,9 @@ def make_rewards(
         functions.append(source)
     given = options.reward_func
     functions += given if isinstance(given, list | tuple) else [given] if given else []
-    if not functions:
+    if not functions and options.environment_factory is None:
         raise ConfigError(
             "PPO needs a reward: give reward_from_pretrained (a sentence encoder or a reward "
-            "model) to the constructor, or reward_func to the call."
+            "model) to the constructor, or reward_func or an environment_factory to the call."
         )
     return Rewards(functions, options.reward_weights, progress, options.patience)

@@ -7,6 +7,9 @@ scores so far, in running standard deviations; the divergence, in nats, is taken
 
 from dataclasses import asdict, dataclass
 
+import torch
+from torch import Tensor
+
 from main.trainer.online.statistics import Moments
 
 NO_SPREAD = 1e-9  # of a score's size: smaller differences are rounding
@@ -40,6 +43,13 @@ class RunningScores:
             return score
         spread = self.spread
         return (score - self.mean) / spread if spread > NO_SPREAD * abs(self.mean) else 0.0
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """Parts of a score in the units of `normalised`, which takes the mean off the whole."""
+        if not self.number:
+            return reward
+        spread = self.spread
+        return reward / spread if spread > NO_SPREAD * abs(self.mean) else torch.zeros_like(reward)
 
     def state(self) -> dict[str, float]:
         return asdict(self)

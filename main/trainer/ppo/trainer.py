@@ -45,7 +45,7 @@ from main.trainer.online.base import OnlineTask, counted, set_dropout
 from main.trainer.online.batch import SampleBatch, collate
 from main.trainer.online.kl import adapted_coefficient
 from main.trainer.online.policy_loss import clipped_surrogate
-from main.trainer.online.records import describe, divergence, reward_spread, sampling_mismatch
+from main.trainer.online.records import divergence, reward_spread, sampling_mismatch
 from main.trainer.online.sample import Prompt, Sample, note_tokens
 from main.trainer.online.statistics import moments
 from main.trainer.policy.logprobs import scoring
@@ -198,10 +198,11 @@ class PPOTask(OnlineTask):
                 o.reward_placement,
                 self.kl_coef,
                 o.kl_estimator,
+                self._steps(micro.items),
             )
             last_values = self._last_values(micro.items)
             credit(micro.items, rewards, mask, last_values, o.discount, o.gae_lambda)
-        over = moments([sample.advantages for sample in samples])
+        over = moments([sample.advantages[sample.drawn] for sample in samples])
         learnable = not online or has_spread(of_scores)
         for sample in (s for micro in micro_batches for s in micro.items):
             if o.whiten_advantages:
@@ -210,10 +211,17 @@ class PPOTask(OnlineTask):
                 sample.advantages = sample.advantages.clamp(min=0)
             if not learnable:
                 sample.advantages = torch.zeros_like(sample.advantages)
+            sample.advantages = sample.advantages.masked_fill(~sample.drawn, 0.0)
         return self._describe_draw(samples, online)
 
     def _score(self, sample: Sample) -> float:
         return sample.reward - self.options.missing_eos_penalty * (not sample.ended)
+
+    def _steps(self, samples: Sequence[Sample]) -> list[Tensor] | None:
+        """The rewards of an environment's steps in units of the scores; None without one."""
+        if self.options.environment_factory is None:
+            return None
+        return [self.scores.scaled(sample.step_rewards) for sample in samples]
 
     def _last_values(self, samples: Sequence[Sample]) -> Tensor:
         """(B,), the critic's value after a cut completion that is to go on beyond its end."""
@@ -230,14 +238,15 @@ class PPOTask(OnlineTask):
         return values.cpu()
 
     def _describe_draw(self, samples: list[Sample], online: bool) -> Metrics:
-        metrics = describe(samples, self.part_names)
+        metrics = self.described(samples)
         metrics |= divergence(samples, self.options.kl_estimator)
         metrics["reward/std"] = (reward_spread(samples), 1)
         if online:
             self.show(samples)
         if self.setup.ratio_for_rlhf > 0:
             metrics |= sampling_mismatch(samples)
-        foreseen = explained_variance([s.old_values for s in samples], [s.returns for s in samples])
+        values = [sample.old_values[sample.drawn] for sample in samples]
+        foreseen = explained_variance(values, [sample.returns[sample.drawn] for sample in samples])
         metrics["explained_variance"] = (foreseen, 1)
         if self.options.kl_target is not None:
             metrics["kl_coef"] = (self.kl_coef, 1)

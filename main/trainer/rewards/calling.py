@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from main.errors import MainError, RewardError
+from main.system.waiting import OutOfTime, await_all, within
 from main.trainer.rewards.notes import Notes, TrainerState
 from main.trainer.rewards.options import Patience
 from main.trainer.rewards.scoreable import Scoreable
-from main.trainer.rewards.waiting import OutOfTime, await_all, within
 
 log = logging.getLogger(__name__)
 

@@ -56,12 +56,19 @@ def scoreable(samples: Sequence[Sample], names: Sequence[str] = ()) -> Scoreable
     prompts = [json.loads(sample.row["prompt"]) for sample in samples]
     return Scoreable(
         prompts,
-        [as_completion(prompt, s.text) for prompt, s in zip(prompts, samples, strict=True)],
+        [_completion(prompt, sample) for prompt, sample in zip(prompts, samples, strict=True)],
         [list(sample.ids) for sample in samples],
         [columns_of(sample.row) for sample in samples],
         [sample.row["row"] for sample in samples],
         names,
     )
+
+
+def _completion(prompt: str | list, sample: Sample) -> str | list[Any]:
+    """All messages of an episode of several turns; of one turn its text."""
+    if len(sample.messages) > 1:
+        return [dict(message) for message in sample.messages]
+    return as_completion(prompt, sample.text)
 
 
 def column_names(rows: Iterable[Row]) -> list[str]:

@@ -94,7 +94,11 @@ class VLLMSampler(Sampler):
         self.asleep = False
 
     def sample(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool = False
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        greedy: bool = False,
+        limits: Sequence[int] | None = None,
     ) -> list[Completion]:
         if not prompts:
             return []
@@ -102,28 +106,25 @@ class VLLMSampler(Sampler):
             self.engine.wake()
             self.asleep = False
         with self.folder.following() as changed:
-            rows = self._draw(prompts, seeds, greedy, changed)
+            rows = decoder_rows(prompts, seeds, self.options.limits(prompts, limits))
+            self._draw(rows, greedy, changed)
         if self.sleep:
             self.engine.sleep()
             self.asleep = True
         return [completion_of(row) for row in rows]
 
-    def _draw(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool, changed: bool
-    ) -> list[Decoding]:
+    def _draw(self, rows: list[Decoding], greedy: bool, changed: bool) -> None:
         if changed:
             self._switch()
         settings = generation_options(self.options, greedy)
-        rows = decoder_rows(prompts, seeds, self.options.max_completion_length)
         requests = [self._request(row, settings) for row in rows]
-        if changed:
-            rows += decoder_rows(prompts[:1], [PROBE_SEED], probe_tokens(self.options))
-            requests.append(self._request(rows[-1], self._probe_settings()))
-        for row, output in zip(rows, self.engine.run(requests), strict=True):
+        first, tokens = rows[0].prompt_ids, probe_tokens(self.options)
+        probes = decoder_rows([first], [PROBE_SEED], [tokens]) if changed else []
+        requests += [self._request(probe, self._probe_settings()) for probe in probes]
+        for row, output in zip([*rows, *probes], self.engine.run(requests), strict=True):
             take(row, output, self.stop_ids)
-        if changed:
-            self._check(rows.pop())
-        return rows
+        for probe in probes:
+            self._check(probe)
 
     def _switch(self) -> None:
         """Serve what was written last instead of what was before."""

@@ -1,7 +1,8 @@
 """What trainers accept about the drawing of completions, whatever draws them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from main.options import Options, below, not_positive
 
@@ -14,7 +15,8 @@ _ENGINE = ("vllm_gpu_memory_utilization",)
 class SamplingOptions:
     """How completions are drawn.
 
-    max_completion_length: most tokens of a completion, the end token included.
+    max_completion_length: most tokens of a completion, the end token included; with tools or an
+        environment of all that follows the prompt, what these add included.
     temperature, top_p, top_k, min_p, repetition_penalty: see `GenerationOptions`.
     """
 
@@ -24,6 +26,10 @@ class SamplingOptions:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+
+    def limits(self, prompts: Sequence[Any], limits: Sequence[int] | None) -> Sequence[int]:
+        """Most tokens of each completion: those given, or the same for all."""
+        return [self.max_completion_length] * len(prompts) if limits is None else limits
 
 
 @dataclass(kw_only=True)

@@ -1,8 +1,8 @@
 """Prompts -> completions with the log-probabilities that they were sampled with.
 
 One interface, several samplers. Completions are token ids from the sampler itself, never text that
-was encoded again. Another sampler follows the policy by its own means; turns with tools would be a
-sampler that calls this one several times.
+was encoded again. Another sampler follows the policy by its own means. With tools a sampler draws
+each turn of an episode for itself: its prompt is all that came before (main/dialogue/playing.py).
 """
 
 from abc import ABC, abstractmethod
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from main.dialogue.episodes import Drawn
 from main.predictor.decode import decode
 from main.predictor.decoding import Decoding, batches
 from main.predictor.sampling import GenerationOptions
@@ -30,13 +31,22 @@ class Completion(NamedTuple):
     sampling_logprobs: list[float]
     ended: bool
 
+    @property
+    def drawn(self) -> Drawn:
+        """As a turn of an episode."""
+        return Drawn(self.ids, self.sampling_logprobs, self.ended)
+
 
 class Sampler(ABC):
     """Draws completions from the current policy."""
 
     @abstractmethod
     def sample(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool = False
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        greedy: bool = False,
+        limits: Sequence[int] | None = None,
     ) -> list[Completion]:
         """One completion for each prompt, in order.
 
@@ -45,6 +55,7 @@ class Sampler(ABC):
             seeds: one for each prompt; the same seed and policy give the same completion, whatever
                 else is in the batch.
             greedy: the likeliest token always, for evaluation.
+            limits: most tokens of each completion; max_completion_length by default.
         """
 
     def close(self) -> None:  # noqa: B027 (optional to override)
@@ -75,9 +86,13 @@ class HFSampler(Sampler):
         self.batch_size, self.max_tokens = batch_size, max_tokens
 
     def sample(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool = False
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        greedy: bool = False,
+        limits: Sequence[int] | None = None,
     ) -> list[Completion]:
-        rows = decoder_rows(prompts, seeds, self.options.max_completion_length)
+        rows = decoder_rows(prompts, seeds, self.options.limits(prompts, limits))
         settings = generation_options(self.options, greedy)
         for batch in batches(rows, self.batch_size, self.max_tokens):
             grow(self.policy, batch, settings, self.stop_ids, self.pad_id, logprobs=True)
@@ -104,11 +119,13 @@ def grow(
             pass
 
 
-def decoder_rows(prompts: Sequence[list[int]], seeds: Sequence[int], limit: int) -> list[Decoding]:
+def decoder_rows(
+    prompts: Sequence[list[int]], seeds: Sequence[int], limits: Sequence[int]
+) -> list[Decoding]:
     """What the decoder of the predictors works on; each prompt draws with a seed of its own."""
     return [
         Decoding(i, list(ids), limit, torch.Generator().manual_seed(seed % 2**63))
-        for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
+        for i, (ids, seed, limit) in enumerate(zip(prompts, seeds, limits, strict=True))
     ]
 
 

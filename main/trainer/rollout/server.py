@@ -140,7 +140,11 @@ class ServerSampler(Sampler):
         self.weights = None if self._takes_adapters() else _weights_client(self.server.url, policy)
 
     def sample(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], greedy: bool = False
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        greedy: bool = False,
+        limits: Sequence[int] | None = None,
     ) -> list[Completion]:
         if not prompts:
             return []
@@ -149,11 +153,11 @@ class ServerSampler(Sampler):
                 self._switch()
                 self._check(prompts[0])
         settings = generation_options(self.options, greedy)
-        limit = self.options.max_completion_length
+        most = self.options.limits(prompts, limits)
         with ThreadPoolExecutor(min(CONCURRENCY, len(prompts))) as pool:
             tasks = [
                 pool.submit(self._complete, ids, seed, settings, limit)
-                for ids, seed in zip(prompts, seeds, strict=True)
+                for ids, seed, limit in zip(prompts, seeds, most, strict=True)
             ]
             try:
                 return [task.result() for task in tasks]

@@ -1,4 +1,4 @@
-"""Waits for reward functions, as long as they may take.
+"""Waits for functions of the user, rewards and tools, as long as they may take.
 
 What is awaited runs on one event loop, which stands as long as the process: a client, a lock or a
 semaphore that a user made once belongs to the loop that first used it, and on a new loop for every
@@ -9,15 +9,19 @@ thread, one for all batches; nothing can end it there, so that it may go on behi
 
 import asyncio
 import contextvars
+import inspect
+import math
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from functools import cache
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+AT_ONCE = 64  # calls that run side by side
 GRACE = 1.0  # seconds beyond the limit for a function to notice that it is cancelled
 
 
@@ -34,11 +38,7 @@ class _Worker:
 
     def _run(self) -> None:
         while True:
-            work, future = self.queue.get()
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
+            _fulfil(*self.queue.get())
 
     def submit(self, work: Callable[[], Any]) -> Future:
         future: Future = Future()
@@ -47,6 +47,13 @@ class _Worker:
 
 
 _worker = cache(_Worker)
+
+
+def _fulfil(work: Callable[[], Any], future: Future) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def within(work: Callable[[], Any], seconds: float | None) -> Any:
@@ -121,3 +128,78 @@ def await_all(waiting: Sequence[Awaitable[Any]], seconds: float | None = None) -
     except BaseException:  # Ctrl-C: what still waits must not go on behind the run's back
         running.cancel()
         raise
+
+
+class Settled(NamedTuple):
+    """What a call came to: a value or an error, and the seconds that it took."""
+
+    value: Any
+    error: BaseException | None
+    seconds: float
+
+
+def settled(calls: Sequence[Callable[[], Any]], seconds: float | None = None) -> list[Settled]:
+    """What each call comes to, in order; they run side by side, at most `AT_ONCE` of them.
+
+    An `async def` function runs on the loop, any other in a thread of its own.
+
+    Args:
+        seconds: for each call; the error of one that is not done is an `OutOfTime`.
+    """
+    room = asyncio.Semaphore(AT_ONCE)
+    limit = None if seconds is None else seconds * math.ceil(len(calls) / AT_ONCE) + GRACE
+    found = await_all([_settle(call, room, seconds) for call in calls], limit)
+    return [
+        Settled(None, one, limit or 0.0) if isinstance(one, BaseException) else one for one in found
+    ]
+
+
+async def _settle(
+    call: Callable[[], Any], room: asyncio.Semaphore, seconds: float | None
+) -> Settled:
+    async with room:
+        start = time.monotonic()
+        try:
+            value, error = await _value(call, seconds), None
+        except Exception as raised:
+            value, error = None, raised
+        return Settled(value, error, time.monotonic() - start)
+
+
+async def _value(call: Callable[[], Any], seconds: float | None) -> Any:
+    if inspect.iscoroutinefunction(call):
+        return await _in_time(_awaited(call()), seconds)
+    value = await _in_time(asyncio.wrap_future(_in_a_thread(call)), seconds)
+    return await _in_time(_awaited(value), seconds) if inspect.isawaitable(value) else value
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:  # they would end the loop itself
+        raise RuntimeError(type(error).__name__) from error
+
+
+async def _in_time(work: Awaitable[Any], seconds: float | None) -> Any:
+    task = asyncio.ensure_future(work)
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    if not done:
+        task.cancel()
+        raise OutOfTime
+    return task.result()
+
+
+def _in_a_thread(work: Callable[[], Any]) -> Future:
+    """The result to come of `work`, in a thread of its own that does not keep the process alive."""
+    future: Future = Future()
+    future.set_running_or_notify_cancel()  # who waits may give up; the thread itself goes on
+    context, work = contextvars.copy_context(), _on_device(work)
+
+    def contained() -> Any:
+        try:
+            return context.run(work)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(type(error).__name__) from error
+
+    threading.Thread(target=_fulfil, args=(contained, future), name="tool", daemon=True).start()
+    return future
