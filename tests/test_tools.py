@@ -245,7 +245,7 @@ def test_an_engine_of_vllm_plays_the_same_episodes_with_the_policys_log_probs(mo
         for one, other in zip(*greedy, strict=True):
             assert one.ids == other.ids and torch.equal(one.drawn, other.drawn)
             assert one.messages == other.messages
-        samples = theirs.draw(prompts(own), list(range(8)))
+        samples = theirs.draw(prompts(own, 12), list(range(24)))
         assert any(not sample.drawn.all() for sample in samples)
         batch = collate(samples, own.pad_id, False)
         with scoring(own.model):
