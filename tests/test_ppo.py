@@ -168,7 +168,7 @@ def test_experience_loss_and_gradients_equal_a_slow_implementation(tiny_model_pa
     sampler: Any = trainer.sampler
     sample, stop = sampler.sample, trainer.stop_ids[0]
 
-    def some_end(prompts, seeds, greedy=False):
+    def some_end(prompts, seeds, greedy=False, limits=None):
         found = sample(prompts, seeds, greedy)
         return [
             Completion([*c.ids[: 1 + i], stop], [*c.sampling_logprobs[: 1 + i], -9.0], True)
