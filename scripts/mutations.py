@@ -131,8 +131,7 @@ CHANGES = [
         "a failed allocation of the CPU is no lack of memory",
         '    "can\'t allocate memory",\n',
         "",
-        "test_lora_runs.py::test_a_real_allocation_that_fails_halves_the_micro_batch_and_keeps_the_"
-        "step",
+        "test_memory.py::test_every_way_in_which_an_allocation_fails_is_known",
     ),
     Change(
         "a refusal of ours taken for a lack of memory",
