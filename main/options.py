@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ from main.errors import ConfigError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_DEEPEST = 50  # levels of containers that are looked into
 
 
 class KeyOf:
@@ -143,10 +145,22 @@ def _read(
 
 
 def _wrong(name: str, value: Any, hint: Any) -> list[str]:
-    """A sentence on a value of another type, or one that is no finite number."""
+    """A sentence on a value of another type, or one that is no finite number or no path."""
     if not _fits(value, hint):
-        return [f"{name}={value!r} must be {described(hint)}, not {type(value).__name__}."]
-    return [] if _is_finite(value) else [f"{name}={value!r} must be finite."]
+        kind = type(value).__name__
+        return [f"{name}={shown(value)} must be {described(hint)}, not {kind}."]
+    if pathlib.Path in typing.get_args(hint) and "\0" in str(value):
+        return [f"{name}={shown(value)} has a null character in it, which no path has."]
+    return [] if _is_finite(value) else [f"{name}={shown(value)} must be finite."]
+
+
+def shown(value: Any, most: int = 200) -> str:
+    """A wrong value in an error text: the beginning of what Python shows of it."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of thousands of digits; an object of somebody else's
+        return f"<{type(value).__name__} that cannot be shown>"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _at_home(value: Any, hint: Any) -> Any:
@@ -206,10 +220,16 @@ def raise_all(problems: list[str]) -> None:
         raise ConfigError(f"{len(problems)} problems:\n" + "\n".join(f"- {p}" for p in problems))
 
 
-def _is_finite(value: Any) -> bool:
-    """No NaN and no infinity, among the numbers of a list either."""
-    numbers = value if isinstance(value, list | tuple) else [value]
-    return all(math.isfinite(n) for n in numbers if isinstance(n, float))
+def _is_finite(value: Any, depth: int = 0) -> bool:
+    """No NaN, no infinity and no integer beyond all floats, in what a container holds either."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return abs(value) <= sys.float_info.max
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    inner = value if isinstance(value, list | tuple | set | frozenset) else ()
+    return depth > _DEEPEST or all(_is_finite(one, depth + 1) for one in inner)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -222,7 +242,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
     if origin is typing.Literal:
-        return value in typing.get_args(hint)
+        choices = typing.get_args(hint)
+        return any(isinstance(value, type(choice)) and value == choice for choice in choices)
     if hint is None or hint is type(None):
         return value is None
     if hint is float:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from main.options import shown
+
 Message = Mapping[str, Any]
 
 TOOL_ROLES = ("tool", "observation")
@@ -130,5 +132,4 @@ def _listed(names: Iterable[Any]) -> str:
 
 def kind_of(value: Any) -> str:
     """The type of a wrong value and its beginning, for messages."""
-    shown = repr(value)
-    return f"{type(value).__name__} {shown[:40]}{'...' if len(shown) > 40 else ''}"
+    return f"{type(value).__name__} {shown(value, 40)}"

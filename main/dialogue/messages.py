@@ -23,6 +23,7 @@ _KEYS = (
     *THOUGHT_KEYS,
     *WEIGHTS,
 )
+_TEXTS = ("name", "metadata", "tool_call_id", *THOUGHT_KEYS)
 EndsWith = Literal["assistant", "question"]
 _SHAREGPT = {"from", "value"}
 
@@ -57,18 +58,22 @@ def _message_problems(message: Any, place: str, ends_with: EndsWith) -> list[str
     if message.keys() >= _SHAREGPT:
         return [f"{place} has 'from' and 'value'; rename them to 'role' and 'content'."]
     problems = [f"{place} {problem}" for problem in key_problems(message)]
-    if not isinstance(message.get("metadata"), str | None):
-        problems.append(
-            f"{place} 'metadata' must be a string; found {kind_of(message['metadata'])}."
-        )
     problems += _role_problems(message, place) + _content_problems(message, place)
     problems += [f"{place} {problem}" for problem in call_problems(message)]
     return problems + _turn_weight_problems(message, place, ends_with)
 
 
 def key_problems(message: Mapping[str, Any]) -> list[str]:
-    """One sentence for every key that nothing here reads; null and empty ones say nothing."""
-    return [
+    """One sentence for every key that nothing here reads, and for every text that is none.
+
+    Null and empty ones say nothing.
+    """
+    texts = [
+        f"'{key}' must be a string; found {kind_of(message[key])}."
+        for key in _TEXTS
+        if not isinstance(message.get(key), str | None)
+    ]
+    return texts + [
         f"has the unknown key '{key}'; allowed: {', '.join(_KEYS)}.{nearest(key, _KEYS)}"
         for key, value in message.items()
         if key not in _KEYS and value not in (None, [], {})

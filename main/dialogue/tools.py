@@ -19,7 +19,7 @@ def tool_schemas(tools: Tools | None) -> list[dict[str, Any]]:
     Raises:
         DataError: something that is no schema and no function that makes one.
     """
-    if not tools:
+    if tools is None or (isinstance(tools, str) and not tools):
         return []
     if isinstance(tools, str):
         tools = _read(tools)

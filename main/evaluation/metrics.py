@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prettytable import PrettyTable
@@ -10,11 +11,30 @@ from main.errors import DataError
 from main.evaluation.guide import GuideScorer
 from main.evaluation.standard import standard_scores
 from main.loaders.strict_json import half_character
+from main.options import below, parse, shown
 
 logger = logging.getLogger("main.evaluation")
 
 # One reference, or several.
 Reference = str | Sequence[str]
+
+
+@dataclass
+class ScoreOptions:
+    """How texts are scored: intensive, standard, bleu_tokenizer, n_bootstrap, seed and show, each
+    as `evaluate_generation` has it.
+    """
+
+    intensive: bool = False
+    standard: bool = False
+    bleu_tokenizer: str = "auto"
+    n_bootstrap: int = 1000
+    seed: int = 12345
+    show: bool = True
+
+    def problems(self) -> list[str]:
+        """One sentence for every value that cannot work."""
+        return below(self, {"n_bootstrap": 0, "seed": 0})
 
 
 def evaluate_all_metrics(
@@ -42,8 +62,14 @@ def evaluate_all_metrics(
 
     Raises:
         DataError: a reference or a generated text that is not a str, or no reference.
-        ConfigError: a tokenizer without `encode`.
+        ConfigError: a tokenizer without `encode`, or another argument that cannot work.
     """
+    given: dict[str, Any] = {
+        "intensive": intensive,
+        "standard": standard,
+        "bleu_tokenizer": bleu_tokenizer,
+    }
+    parse(ScoreOptions, given, "evaluate_all_metrics()")
     rows, texts = _checked([references], [generated])
     if standard:
         return standard_scores(
@@ -80,8 +106,15 @@ def evaluate_generation(
 
     Raises:
         DataError: as many references as texts are needed, at least one, each a str.
-        ConfigError: a tokenizer without `encode`.
+        ConfigError: a tokenizer without `encode`, or another argument that cannot work.
     """
+    given: dict[str, Any] = {
+        "intensive": intensive,
+        "standard": standard,
+        "bleu_tokenizer": bleu_tokenizer,
+    }
+    given |= {"n_bootstrap": n_bootstrap, "seed": seed, "show": show}
+    parse(ScoreOptions, given, "evaluate_generation()")
     rows, texts = _checked(references, generated)
     if standard:
         scores = standard_scores(
@@ -118,13 +151,8 @@ def _means(scorer: GuideScorer, rows: list[list[str]], texts: list[str]) -> dict
 
 
 def _checked(references: Any, generated: Any) -> tuple[list[list[str]], list[str]]:
-    for name, value in (("references", references), ("generated", generated)):
-        if isinstance(value, str | bytes | dict):
-            raise DataError(
-                f"{name} is one {type(value).__name__}, and must be a list with one entry a row. "
-                "For a single text use evaluate_all_metrics."
-            )
-    references, generated = list(references), list(generated)
+    references = _listed("references", references)
+    generated = _listed("generated", generated)
     if len(references) != len(generated):
         raise DataError(
             f"{len(references)} references and {len(generated)} generated texts: every generated "
@@ -144,6 +172,18 @@ def _checked(references: Any, generated: Any) -> tuple[list[list[str]], list[str
     return rows, [_checked_text(f"generated[{i}]", text) for i, text in enumerate(texts)]
 
 
+def _listed(name: str, value: Any) -> list[Any]:
+    try:
+        if not isinstance(value, str | bytes | dict):
+            return list(value)
+    except TypeError:
+        pass
+    raise DataError(
+        f"{name} is one {type(value).__name__}, and must be a list with one entry a row. "
+        "For a single text use evaluate_all_metrics."
+    )
+
+
 def _checked_references(index: int, entry: Any) -> list[str]:
     if isinstance(entry, list | tuple):
         if not entry:
@@ -154,7 +194,7 @@ def _checked_references(index: int, entry: Any) -> list[str]:
 
 def _checked_text(name: str, text: Any) -> str:
     if not isinstance(text, str):
-        raise DataError(f"{name} is {text!r}, and must be a str, not {type(text).__name__}.")
+        raise DataError(f"{name} is {shown(text)}, and must be a str, not {type(text).__name__}.")
     if half := half_character(text):
         raise DataError(f"{name} has {half} in it: half a surrogate pair, which is no character.")
     return text

@@ -74,7 +74,7 @@ def standard_scores(
         row; `signature`: name -> how the number was made.
 
     Raises:
-        ConfigError: a tokenizer that sacreBLEU does not know.
+        ConfigError: a tokenizer that sacreBLEU does not know, or cannot load here.
     """
     bootstrap = n_bootstrap if len(generated) > 1 else 0
     measures = measured(
@@ -130,8 +130,13 @@ def _sacre_metrics(chinese: bool, bleu_tokenizer: str, one_row: bool) -> dict[st
         raise ConfigError(f"bleu_tokenizer={bleu_tokenizer!r} must be one of {', '.join(known)}.")
     if bleu_tokenizer == "auto":
         bleu_tokenizer = "zh" if chinese else "13a"
+    try:
+        bleu = BLEU(tokenize=bleu_tokenizer, effective_order=one_row)
+    except Exception as error:  # some need a package or a file that is not here
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"bleu_tokenizer={bleu_tokenizer!r} cannot be had: {reason}") from error
     return {
-        "BLEU": BLEU(tokenize=bleu_tokenizer, effective_order=one_row),
+        "BLEU": bleu,
         "chrF": CHRF(),
         "TER": FastTER(normalized=True, asian_support=True) if chinese else FastTER(),
     }

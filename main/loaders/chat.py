@@ -88,7 +88,7 @@ def question(row: Row) -> Question | list[str]:
 
 FORMAT = Format(
     "chat",
-    5,
+    6,
     COLUMNS,
     validate,
     encode,

@@ -102,7 +102,7 @@ def _prompt_ids(
 
 FORMAT = Format(
     "grpo",
-    3,
+    4,
     {
         "prompt_ids": ["int32"],
         "prompt": "string",

@@ -87,7 +87,7 @@ def _value_problems(row: Row) -> list[str]:
 
 FORMAT = Format(
     "unpaired",
-    3,
+    4,
     {
         "prompt_ids": ["int32"],
         "answer_ids": ["int32"],

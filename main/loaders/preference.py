@@ -128,7 +128,7 @@ _ANSWER_IDS = ["int32"]
 _MARKS = [_FIELDS, _FIELDS[:2]]
 PAIRS = Format(
     "pairs",
-    3,
+    4,
     {
         "prompt_ids": ["int32"],
         "chosen_ids": _ANSWER_IDS,
@@ -144,7 +144,7 @@ PAIRS = Format(
 )
 REWARDED = Format(
     "rewarded",
-    4,
+    5,
     {
         "prompt_ids": ["int32"],
         "prompt": "string",

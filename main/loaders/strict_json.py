@@ -8,7 +8,10 @@ import json
 import math
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
+
+from main.options import shown
 
 DEEPEST = 100  # levels of lists and objects; what reads a row later is recursive too
 MOST_DIGITS = 1000  # of an integer
@@ -77,10 +80,13 @@ def half_character(value: Any) -> str:
 
 
 def check_shape(value: Any) -> None:
-    """Raise NotJson for nesting that is too deep, and for keys that are no text."""
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(DEEPEST + 1):
-        level = [inner for outer in level for inner in _inner(outer)]
+    """Raise NotJson for nesting that is too deep, keys that are no text, and endless integers.
+
+    Of values in memory too, whose containers may hold themselves.
+    """
+    level: list[Any] = [(value,)]
+    for _ in range(DEEPEST + 2):
+        level = list({id(inner): inner for outer in level for inner in _inner(outer)}.values())
         if not level:
             return
     raise NotJson(_TOO_DEEP)
@@ -90,12 +96,18 @@ _TOO_DEEP = f"not valid JSON: brackets are nested too deeply (more than {DEEPEST
 
 
 def _inner(value: Any) -> list[Any]:
-    if isinstance(value, dict):
+    """The containers in a container, whose keys and integers are looked at."""
+    if isinstance(value, Mapping):
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:
-            raise NotJson(f"a key must be a text; found {wrong[0]!r:.40}.")
+            raise NotJson(f"a key must be a text; found {shown(wrong[0], 40)}.")
         value = list(value.values())
-    return [inner for inner in value if isinstance(inner, dict | list)]
+    if any(isinstance(one, int) and abs(one) >= _TOO_LONG for one in value):
+        raise NotJson(f"a number has more than {MOST_DIGITS} digits; write it as text.")
+    return [inner for inner in value if isinstance(inner, Mapping | list | tuple)]
+
+
+_TOO_LONG = 10**MOST_DIGITS
 
 
 def _constant(name: str) -> None:

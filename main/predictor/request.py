@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from main.dialogue.accounts import Dialogue
-from main.dialogue.links import call_problems, link_problems
+from main.dialogue.links import call_problems, kind_of, link_problems
 from main.dialogue.messages import key_problems
 from main.dialogue.prompts import Prompts, render
 from main.errors import ConfigError
-from main.loaders.strict_json import half_character
+from main.loaders.strict_json import NotJson, check_shape, half_character
+from main.options import shown
 from main.types import Message
 from main.vision import part_problem, template_message
 
@@ -87,7 +88,7 @@ def raw_prompts(query: Any, history: Any, template_kwargs: Any) -> list[str]:
             f"{_shape(query)}. Leave build_message=True for messages."
         )
     for i, prompt in enumerate(prompts):
-        _refuse_half_characters({"content": prompt}, f"query[{i}]")
+        _refuse_what_no_text_has({"content": prompt}, f"query[{i}]")
     if _any_message(history):
         raise ConfigError(
             "history is written into the prompt by the chat template, which build_message=False "
@@ -172,7 +173,8 @@ def _message(given: Any, where: str) -> Message:
             f"{_shape(given)}."
         )
     content = given.get("content")
-    if not isinstance(content, str | list) and not given.get("tool_calls"):
+    calls_alone = content is None and given.get("tool_calls")
+    if not isinstance(content, str | list) and not calls_alone:
         raise ConfigError(
             f"{where}: 'content' must be text or a list of parts, not {type(content).__name__}."
         )
@@ -180,15 +182,20 @@ def _message(given: Any, where: str) -> Message:
         problem = _part_problem(part)
         if problem:
             raise ConfigError(f"{where} content[{i}] {problem}")
+    _refuse_what_no_text_has(given, where)
     for problem in [*key_problems(given), *call_problems(given)]:
         raise ConfigError(f"{where} {problem}")
-    _refuse_half_characters(given, where)
     return dict(given)  # type: ignore[return-value]
 
 
-def _refuse_half_characters(message: Mapping[str, Any], where: str) -> None:
-    """Half of a surrogate pair, which no tokenizer takes."""
-    half = half_character(template_message(message))  # without the sources of images
+def _refuse_what_no_text_has(message: Mapping[str, Any], where: str) -> None:
+    """Half of a surrogate pair, which no tokenizer takes; what could not be written as JSON."""
+    bare = template_message(message)  # without the sources of images
+    try:
+        check_shape(bare)
+    except NotJson as error:
+        raise ConfigError(f"{where}: {error}") from error
+    half = half_character(bare)
     if half:
         raise ConfigError(
             f"{where} has {half} in it: half a surrogate pair, which is no "
@@ -207,5 +214,5 @@ def _shape(value: Any) -> str:
     if isinstance(value, list) and value:
         return f"a list of {type(value[0]).__name__}"
     if isinstance(value, Mapping):
-        return f"a mapping with {sorted(value)}"
-    return f"{type(value).__name__} {value!r:.60}"
+        return f"a mapping with {shown(sorted(map(str, value)))}"
+    return kind_of(value)

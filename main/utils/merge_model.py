@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from main.models.load import Quantization
 from main.models.logits import largest_difference, prompt_logits, same_top
 from main.models.merging import full_precision_base, merge
 from main.models.training_record import TrainingRecord, read_record, write_record
-from main.options import parse
+from main.options import parse, shown
 from main.predictor.request import build_prompts
 from main.system.folders import write_directory
 from main.utils.ollama import find_converter, modelfile_start, write_gguf, write_modelfile
@@ -106,20 +107,23 @@ class MergeOptions:
         found = []
         if not self.adapters:
             found.append("peft_path is empty; give at least one adapter.")
+        wrong = [path for path in self.adapters if not _is_path(path)]
+        if wrong:
+            found.append(f"peft_path has {shown(wrong[0])} in it, and must be a folder or several.")
         if self.weights is not None and len(self.weights) != len(self.adapters):
             found.append(
                 f"{len(self.weights)} weights for {len(self.adapters)} adapters: give one for each."
             )
         if not self.prompts or not all(isinstance(p, str) and p for p in self.prompts):
             found.append("prompts must be texts that are not empty.")
-        return found + self._output_problems()
+        return found or self._output_problems()
 
     def _output_problems(self) -> list[str]:
         output = Path(self.output).resolve()
         sources = [Path(source).resolve() for source in (self.base, *self.adapters)]
         if any(output == source or output in source.parents for source in sources):
             return [f"output='{self.output}' is, or holds, what is merged. Choose another folder."]
-        if not self.overwrite and output.exists() and (output.is_file() or any(output.iterdir())):
+        if not self.overwrite and os.path.exists(output) and not _is_empty_folder(output):
             return [f"output='{self.output}' exists already. Choose another or pass overwrite."]
         return []
 
@@ -198,6 +202,14 @@ class Merged(NamedTuple):
     expected: "list[torch.Tensor]"  # the adapted model's logits
     effect: float
     difference: float
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike) and "\0" not in os.fspath(value)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _merge(settings: MergeOptions, prompts: list[list[int]]) -> Merged:
