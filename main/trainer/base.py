@@ -65,6 +65,7 @@ from main.trainer.loop.launch import accept_launch
 from main.trainer.loop.run import Loop
 from main.trainer.loop.run_file import write_run_file
 from main.trainer.loop.task import Answered, Run, Task
+from main.trainer.loop.turns import in_turn
 from main.trainer.placement import layout, tensor_parallel
 from main.trainer.placement.base import is_shared_out
 from main.trainer.policy.logprobs import LogprobModel
@@ -93,7 +94,12 @@ class BaseTrainer:
     sets_itself: ClassVar[tuple[str, ...]] = ()  # of an adapter from `resume_path` too
 
     def __init_subclass__(cls) -> None:
-        """Show the real arguments in `help()` and to editors, not `**arguments`."""
+        """Show the real arguments in `help()` and to editors, not `**arguments`.
+
+        A trainer is made while no run computes: both use the process's random numbers.
+        """
+        if "__init__" in cls.__dict__:
+            cls.__init__ = in_turn(cls.__init__)  # type: ignore[method-assign]
         for method, options in (("__init__", cls.setup_class), ("__call__", cls.loop_class)):
             if method in cls.__dict__:
                 function = cls.__dict__[method]

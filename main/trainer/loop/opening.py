@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from main.errors import ConfigError, TrainingError
@@ -26,7 +27,16 @@ class Opened:
     """
 
     def __init__(self, task: Task, options: LoopOptions, home: Home):
-        self.task, self._closers = task, list[Callable[[], Any]]()
+        self.task, self._closers = task, ExitStack()
+        try:
+            self._open(options, home)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, options: LoopOptions, home: Home) -> None:
+        task = self.task
+        self.at_the_end(_forget_state)
         self.accelerator, precision = make_accelerator(options, task, home)
         self.device = self.accelerator.device
         self.processes, (self.rank, self.world) = this_process().size, this_copy()
@@ -50,20 +60,16 @@ class Opened:
         self.schedule = make_schedule(placement.torch_optimizer, options, total)
 
     def at_the_end(self, closer: Callable[[], Any]) -> None:
-        """Call it in `close`, the latest first."""
-        self._closers.append(closer)
+        """Call it in `close`, the latest first, whatever the others raise."""
+        self._closers.callback(closer)
 
     def close(self) -> None:
-        while self._closers:
-            self._closers.pop()()
+        self._closers.close()
 
     def _release(self) -> None:
-        from accelerate.state import AcceleratorState
-
         self.placement.close()
         del self.placement, self.run.at_hand
         self.accelerator.free_memory()
-        AcceleratorState._reset_state()  # the next trainer may want another precision
 
     def _check_processes(self) -> None:
         if self.accelerator.num_processes != self.processes:
@@ -72,6 +78,12 @@ class Opened:
                 f"{self.processes} were launched: make the trainer before any Accelerator or "
                 "PartialState."
             )
+
+
+def _forget_state() -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # the next trainer may want another precision
 
 
 def step_rows(task: Task, options: LoopOptions) -> int:

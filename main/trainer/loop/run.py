@@ -37,6 +37,7 @@ from main.trainer.loop.state import RunState
 from main.trainer.loop.step import Stepper
 from main.trainer.loop.task import MicroBatch, Row, Rows, Task, shares_of
 from main.trainer.loop.throughput import Throughput, peak_memory
+from main.trainer.loop.turns import Turn
 from main.trainer.loop.watch import Watch
 from main.types import EpochResult
 
@@ -53,7 +54,7 @@ class Loop:
     def __init__(self, task: Task, options: LoopOptions, home: Home):
         best.check_metric(task, options)
         self.task, self.options, self.home = task, options, home
-        self.state, self.signal = RunState(), StopSignal()
+        self.state, self.signal, self.turn = RunState(), StopSignal(), Turn()
         self.rehearsed = not task.rehearses
         self.opened: Opened | None = None
         self._myself: Callable[[], Generator | None] = lambda: None
@@ -68,7 +69,8 @@ class Loop:
     def _epochs(self) -> Generator[EpochResult, None, None]:
         options = self.options
         reads = options.resume_from_checkpoint is not None
-        with alone(self.home, reads or options.save_strategy != "no", self._myself):
+        saves = reads or options.save_strategy != "no"
+        with self.turn, alone(self.home, saves, self._myself):
             try:
                 self._open()
                 self._answer_first()
@@ -79,6 +81,7 @@ class Loop:
                 self.signal.disarm()
                 if self.opened:
                     self.opened.close()
+                self.turn.end()
 
     def _results(self) -> Iterator[EpochResult]:
         while not (self._is_over() and self.state.told == self.state.step):
@@ -87,7 +90,8 @@ class Loop:
             self._stop_if_asked()
             self.signal.disarm()
             ours = saving.random_state()
-            yield result
+            with self.turn.given_up():
+                yield result
             saving.set_random_state(ours)  # what the caller drew does not matter
 
     def _epoch(self) -> EpochResult:
