@@ -151,7 +151,7 @@ _PLAIN = [
 _BESIDE = {"tools": [_SCHEMA], "chat_template_kwargs": {"enable_thinking": False}, "system": None}
 _ANSWERS = {"gold_answers": ["a", "b"], "bad_answers": "c"}
 _ASKED = {"conversations": _PLAIN[:3]}
-_CHAT = [
+_CHAT: list[dict[str, Any]] = [
     {"conversations": _turns("assistant"), "weight": 1, **_BESIDE},
     {"conversations": _PLAIN, "system": "Be brief.", "train": True},
 ]
