@@ -98,7 +98,7 @@ def dialogues(draw: st.DrawFn) -> list[dict[str, Any]]:
     return messages
 
 
-def folded(text: str) -> str:
+def folded(text: Any) -> str:
     """As the tokenizers of some families write it."""
     return unicodedata.normalize("NFC", text)
 
