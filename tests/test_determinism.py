@@ -9,6 +9,7 @@ from typing import Any
 
 import four_trainers
 import pytest
+import yaml
 from launchers import ROOT, environment, launch
 
 from main.trainer.loop.throughput import MEASURED
@@ -41,6 +42,8 @@ def content(path: Path) -> Any:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
             return [without_clock(row) for row in csv.DictReader(file)]
+    if path.suffix == ".yaml":
+        return without_clock(yaml.safe_load(path.read_text(encoding="utf-8")))
     if path.suffix == ".json":
         return without_clock(json.loads(path.read_text(encoding="utf-8")))
     return path.read_bytes()

@@ -16,8 +16,9 @@ from main.dialogue.prompts import encode, render
 from main.errors import DataError, MainError
 from main.evaluation.items import items_of
 from main.loaders import LOADERS, get_template, read_rows, resolve
-from main.loaders.cache import _schema, _valid_rows
+from main.loaders.cache import _schema, valid_rows
 from main.loaders.report import Report
+from main.loaders.sources import of_file
 
 # Vocabulary and template: thoughts cut from history, a BOS, a system turn of its own, plain ChatML.
 FAMILIES = [
@@ -47,7 +48,7 @@ def test_of_any_row_of_a_file_come_records_or_a_refusal(tmp_path, examples):
             return
         form, report = LOADERS[loader], Report()
         template = get_template(load_tokenizer(*family), loader)
-        rows = list(_valid_rows(path, form, report))
+        rows = list(valid_rows(of_file(path), form, report))
         records = list(form.encode(rows, template, limit, report))
         table = pyarrow.RecordBatch.from_pylist(records, schema=SCHEMAS[loader])
         assert bool(len(table)) <= (not report.bad)
@@ -182,11 +183,12 @@ def test_of_any_registry_come_files_or_an_error_of_ours(tmp_path, examples):
         if registry is None:
             return
         try:
-            files = resolve(asked, registry)
+            found = resolve(asked, registry)
         except MainError as error:
             assert str(error)
         else:
-            assert all(path.is_file() for path in files.values())
+            paths = [part.path for source in found.values() for part in source.parts]
+            assert all(path and path.is_file() for path in paths)
 
     entries = st.dictionaries(st.sampled_from(["train", "dev", "x"]), wild.ANYTHING, max_size=2)
     names = st.one_of(st.sampled_from(["d", "e"]), wild.WORDS, wild.TEXT, entries)
