@@ -33,7 +33,7 @@ for method in sys.argv[3].split(","):
         if folder == "small" and os.environ["RANK"] == "1":
             test_memory.limit(trainer, rows=1)
         test_memory.run(trainer, method, gradient_accumulation_steps=2)
-        sys.stdout.write(f"RAN {method}\n")
+        sys.stdout.write(f"RAN {method}\\n")
         sys.stdout.flush()
 """
 
