@@ -1,6 +1,7 @@
 """Everything in the library that writes to a disk, small: what a call gives is compared."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,31 +22,41 @@ TRAINING: dict[str, Any] = {
     "resume_from_checkpoint": "auto",
 }  # fmt: skip
 
+ROOT = Path(__file__).resolve().parent.parent
+RAG = "the index of the RAG example"  # what disturbs it is told by a ConfigError of its own
 Work = Callable[[Path], Any]
+
+
+def make_shared(small_model: Path, shared: Path) -> None:
+    """A base model, an adapter and rows, which are only read afterwards."""
+    base = save_tiny_llama(small_model, shared / "base")
+    torch.manual_seed(1)
+    policy = add_adapter(load_model(base), LoraOptions(lora_r=2, init_lora_weights=False))
+    save_adapter(policy, shared / "adapter")
+    rows = [
+        {
+            "conversations": [
+                {"role": "user", "content": f"{n}?"},
+                {"role": "assistant", "content": "yes"},
+            ]
+        }
+        for n in range(3)
+    ]
+    (shared / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def works_in(shared: Path) -> dict[str, Work]:
+    return Works(shared).all()
 
 
 class Works:
     """Each method makes something in a folder that is there, or finishes it; returns what it made.
 
-    shared: a folder for a base model, an adapter and rows, which are only read afterwards.
+    shared: what `make_shared` made.
     """
 
-    def __init__(self, small_model: Path, shared: Path):
-        self.shared, self.base = shared, save_tiny_llama(small_model, shared / "base")
-        self.tokenizer = load_tokenizer(self.base)
-        torch.manual_seed(1)
-        policy = add_adapter(load_model(self.base), LoraOptions(lora_r=2, init_lora_weights=False))
-        save_adapter(policy, shared / "adapter")
-        rows = [
-            {
-                "conversations": [
-                    {"role": "user", "content": f"{n}?"},
-                    {"role": "assistant", "content": "yes"},
-                ]
-            }
-            for n in range(3)
-        ]
-        (shared / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    def __init__(self, shared: Path):
+        self.shared, self.base = shared, shared / "base"
 
     def all(self) -> dict[str, Work]:
         return {
@@ -54,6 +65,7 @@ class Works:
             "the row cache": self.encode,
             "the reference cache": self.score,
             "merging": self.merge,
+            RAG: self.index,
         }
 
     def train(self, folder: Path) -> Any:
@@ -68,7 +80,7 @@ class Works:
         return [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
 
     def encode(self, folder: Path) -> Any:
-        template = get_template(self.tokenizer, "LLM_Chat")
+        template = get_template(load_tokenizer(self.base), "LLM_Chat")
         rows = load_dataset_split(
             self.shared / "rows.json", "LLM_Chat", template, 64, cache_dir=folder / "cache"
         )
@@ -90,6 +102,15 @@ class Works:
         if not (folder / "merged").exists():
             merge_model(self.base, self.shared / "adapter", folder / "merged", device="cpu")
         return load_file(folder / "merged" / "model.safetensors")["model.norm.weight"].tolist()
+
+    def index(self, folder: Path) -> Any:
+        sys.path.insert(0, str(ROOT / "examples" / "rag"))
+        import index
+
+        target = folder / "index"
+        made = index.Index(target, ROOT / index.ENCODER)
+        made.add(index.read_entries(ROOT / "examples" / "rag" / "policies.jsonl"))
+        return [list(entry) for entry in made.entries()]
 
 
 def shouted(batch: Any) -> list[str]:

@@ -97,6 +97,7 @@ def compare(
     drawn = difference_at_hand(placement, whole, passes=1 + 2 * rank)
     loss = loss_of(placement.model, copies, rank)
     placement.backward(loss, last=True)
+    placement.meet()
     trained = {name: p for name, p in whole.named_parameters() if p.requires_grad}
     norm = float(torch.stack([gradient(p).norm() for p in trained.values()]).norm())
     mine = placement.clip(float("inf"))

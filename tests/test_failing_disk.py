@@ -3,34 +3,35 @@
 import errno
 import logging
 import os
-import resource
-import signal
+import subprocess
 import sys
-import traceback
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from disk_work import Work, Works
-from failing_disk import KILL, Disk, Made, listening
+from disk_work import RAG, ROOT, Work, make_shared, works_in
+from failing_disk import Disk, Made, listening
+from launchers import environment
+from run_results import results
 
 from main.errors import DiskError
 
 NAMES = ["a training run", "batch inference", "the row cache", "the reference cache", "merging"]
-# What starts no threads of its own: a forked child would wait for them for ever.
-IN_CHILDREN = ["batch inference"]
-GOES_ON, TOLD, KILLED = "the run goes on", "told, completed by the same call", "killed, completed"
-LIMITED = "a file of limited size: told, completed"
-_TOLD = 3  # what a child ends with
+GOES_ON, TOLD = "the run goes on", "told, completed by the same call"
 
 
 @pytest.fixture(scope="module")
-def works(small_model_path, tmp_path_factory) -> dict[str, Work]:
-    found = Works(small_model_path, tmp_path_factory.mktemp("shared")).all()
-    assert list(found) == NAMES
+def shared(small_model_path, encoder_path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    make_shared(small_model_path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def works(shared) -> dict[str, Work]:
+    found = works_in(shared)
+    assert list(found) == [*NAMES, RAG]
     return found
 
 
@@ -112,65 +113,18 @@ def test_every_operation_fails_and_nothing_is_lost(
 
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
-@pytest.mark.parametrize("name", IN_CHILDREN)
-def test_a_kill_at_each_distinct_place_loses_nothing(name, works, tmp_path, monkeypatch):
-    """In a forked child, once for each operation of each line of ours."""
-    work, outcomes = works[name], Counter[tuple[str, str]]()
-    made, undisturbed = made_by(work, tmp_path / "whole", monkeypatch)
-    for place in dict.fromkeys(made):
-        folder = tmp_path / str(made.index(place))
-        folder.mkdir()
-        assert in_child(partial(killed, work, folder, made.index(place))) == -signal.SIGKILL, place
-        assert work(folder) == undisturbed, place
-        check_leftovers(folder, str(place))
-        outcomes[place.operation, KILLED] += 1
-    show(name, outcomes)
+@pytest.mark.parametrize("what", ["kill", "limit"])
+@pytest.mark.parametrize("name", [*NAMES, RAG])
+def test_kills_and_writes_that_are_cut_short_lose_nothing(name, what, shared, tmp_path):
+    """For real, in forked children: a kill at each operation of each line of ours, and files that
+    may be of so many bytes and no more."""
+    command = [sys.executable, str(ROOT / "tests/disk_children.py"), what, name]
+    done = subprocess.run(
+        [*command, str(shared), str(tmp_path / "given")],
+        env=environment() | {"TOKENIZERS_PARALLELISM": "false"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (outcomes,) = results(done.stdout)
+    print(f"{name:30} {outcomes}")
     assert sum(outcomes.values()) > 3
-
-
-@pytest.mark.long
-@pytest.mark.skipif(sys.platform == "win32", reason="no limits")
-@pytest.mark.parametrize("name", IN_CHILDREN)
-def test_a_write_that_is_cut_short_is_told(name, works, tmp_path, monkeypatch):
-    """By the system itself, whatever language writes: files may be of so many bytes and no more."""
-    work, outcomes = works[name], Counter[tuple[str, str]]()
-    _, undisturbed = made_by(work, tmp_path / "whole", monkeypatch)
-    sizes = sorted({p.stat().st_size for p in (tmp_path / "whole").rglob("*") if p.is_file()})
-    for size in sorted({0, 1, *(max(0, size - 1) for size in sizes)}):
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        ended = in_child(partial(limited, work, folder, size))
-        assert ended in (0, _TOLD), size
-        assert work(folder) == undisturbed, size
-        outcomes["write", LIMITED if ended == _TOLD else GOES_ON] += 1
-    show(name, outcomes)
-    assert outcomes["write", LIMITED] > 0
-
-
-def killed(work: Work, folder: Path, allowed: int) -> None:
-    disk = Disk(pytest.MonkeyPatch(), KILL)
-    disk.left = allowed
-    work(folder)
-
-
-def limited(work: Work, folder: Path, size: int) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    work(folder)
-
-
-def in_child(work: Callable[[], Any]) -> int:
-    """What a forked child ends with: 0, `_TOLD` where a `DiskError` was raised, - its signal."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except DiskError:
-            code = _TOLD
-        except BaseException:
-            traceback.print_exc()
-        os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert what == "kill" or any("told" in outcome for outcome in outcomes)
