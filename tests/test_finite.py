@@ -139,9 +139,9 @@ def test_lengths_entropy_and_divergence_of_a_policy_are_told_once(
     sample, active = HFSampler.sample, trainer.reference.active
     far = [False]
 
-    def shorter(self, prompts, seeds, greedy=False):
+    def shorter(self, prompts, seeds, greedy=False, limits=None):
         draws[0] += 1
-        found = sample(self, prompts, seeds, greedy)
+        found = sample(self, prompts, seeds, greedy, limits)
         return [c._replace(ids=c.ids[:1], sampling_logprobs=c.sampling_logprobs[:1])
                 if draws[0] > 1 else c for c in found]  # fmt: skip
 
