@@ -3,6 +3,7 @@
 import csv
 import gc
 import itertools
+import json
 import logging
 import math
 import os
@@ -342,6 +343,8 @@ def test_a_gradient_that_is_not_finite_can_be_skipped(tmp_path, caplog):
     task = NotANumber(make_rows(8))
     train(task, tmp_path, num_epochs=1, non_finite="skip")
     assert "The step is skipped" in caplog.text
+    (line,) = (tmp_path / "data_record/tiny/warnings.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line)["warning"].endswith("The step is skipped.")
     assert all(p.isfinite().all() for p in task.adapter().values())
 
 

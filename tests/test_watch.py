@@ -75,3 +75,7 @@ def test_a_run_tells_it_and_goes_on(tmp_path, caplog, lr, strategy):
         results = list(task.start(tmp_path, **options))
     signs = [r.getMessage() for r in caplog.records if "no weight of the adapter" in r.message]
     assert results[-1].step == 12 and len(signs) == (0 if lr else 1)
+    path = tmp_path / "data_record/tiny/warnings.jsonl"
+    kept = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if signs else []
+    assert signs == [f"step {line['step']}: {line['warning']}" for line in kept]
+    assert path.exists() == bool(signs)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+STATE, PROGRESS = "trainer_state", "progress.json"  # of a checkpoint; see saving.py
+WARNINGS = "warnings.jsonl"  # beside the CSV files
+
 
 @dataclass
 class Home:

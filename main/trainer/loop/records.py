@@ -1,21 +1,15 @@
-"""What a run leaves to look at: CSV files, trackers such as TensorBoard, a progress bar."""
+"""What a run leaves to look at: CSV files, warnings, trackers such as TensorBoard, a bar."""
 
-import csv
-import io
-import logging
 import math
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from main.system.disk import appearing, flush, told
-from main.trainer.loop.home import Home
-
-log = logging.getLogger(__name__)
+from main.system.disk import told
+from main.trainer.loop.home import WARNINGS, Home
+from main.trainer.loop.row_files import CsvLog, JsonLog
 
 SHOWN = 8  # lines of a table that trackers get
 
@@ -74,83 +68,6 @@ def _cell(value: Any) -> str:
     return text.replace("\r", "").replace("\n", "<br>")
 
 
-class CsvLog:
-    """A CSV file that grows by rows; a new column rewrites it once, with the old rows kept."""
-
-    def __init__(self, path: Path, resume_step: int | None):
-        """resume_step: keep rows up to this step; None starts a new file beside an older one.
-
-        Every method raises DiskError for what the disk refuses.
-        """
-        self.path = path
-        with told(path):
-            self._begin(resume_step)
-
-    def _begin(self, resume_step: int | None) -> None:
-        path = self.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = self._read()
-        if path.is_file() and (resume_step is None or not rows):
-            path.rename(_unused(path))  # another run's, or nothing that could be mended
-            rows = []
-        self._columns = list(rows[0]) if rows else []
-        if resume_step is not None and rows:
-            self._rewrite([row for row in rows if int(row["step"]) <= resume_step])
-
-    def flush(self) -> None:
-        if self.path.is_file():
-            with told(self.path):
-                flush(self.path)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        new = [name for name in row if name not in self._columns]
-        with told(self.path):
-            if new:
-                old = self._read()
-                self._columns += new
-                self._rewrite([*old, row])
-                return
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns, restval="").writerow(row)
-
-    def _read(self) -> list[dict[str, str]]:
-        """The rows; what a crash left at the end of the file, and no row can be, is dropped."""
-        if not self.path.is_file():
-            return []
-        text = self.path.read_bytes().decode("utf-8", errors="replace")
-        ended = text[: text.rfind("\n") + 1]  # a last line without its end was cut
-        rows = list(csv.DictReader(io.StringIO(ended.replace("\0", ""), newline="")))
-        whole = [row for row in rows if _is_whole(row)]
-        if len(whole) < len(rows) or ended != text:
-            log.warning("%s was damaged: what is no row of it is dropped.", self.path)
-        return whole
-
-    def _rewrite(self, rows: list[Any]) -> None:
-        with (
-            appearing(self.path) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, self._columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-
-
-def _is_whole(row: dict[Any, Any]) -> bool:
-    """Every column is there, none besides, and the first is a step."""
-    return None not in row and None not in row.values() and str(row.get("step")).isdecimal()
-
-
-def _unused(path: Path) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
-    candidate = path.with_name(f"{path.stem}-{stamp}{path.suffix}")
-    number = 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.stem}-{stamp}-{number}{path.suffix}")
-    return candidate
-
-
 class Records:
     """Writes on the main process only; on the others every method does nothing."""
 
@@ -170,6 +87,8 @@ class Records:
             for kind in ("train", "eval", "generated"):
                 last = None if resumed_at is None else resumed_at[kind]
                 self.csv[kind] = CsvLog(home.records / f"{kind}.csv", last)
+            told_until = None if resumed_at is None else resumed_at["train"]
+            self.warnings = JsonLog(home.records / WARNINGS, told_until)
         self.logs = home.logs
         if trackers:
             purge = {} if resumed_at is None else {"purge_step": resumed_at["train"] + 1}
@@ -201,6 +120,11 @@ class Records:
         shown = [list(line.values()) for line in lines[:SHOWN]]
         self._track({kind: markdown_table(list(lines[0]), shown)}, step)
 
+    def warn(self, step: int, text: str) -> None:
+        """One line of `warnings.jsonl`: a sign that the run goes wrong."""
+        if self.main:
+            self.warnings.append({"step": step, "warning": text})
+
     def text(self, name: str, text: str, step: int, epoch: int) -> None:
         """Markdown text, as `<name>_<epoch>.md` beside the CSV files and in trackers that can."""
         if self.main:
@@ -215,7 +139,7 @@ class Records:
 
     def flush(self) -> None:
         """Wait until what was written is on the disk."""
-        for file in self.csv.values():
+        for file in (*self.csv.values(), self.warnings) if self.main else ():
             file.flush()
 
     def close(self) -> None:

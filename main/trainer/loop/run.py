@@ -235,6 +235,10 @@ class Loop:
         """Signs that the run goes wrong, on the main process."""
         for sign in self.watch.see(self.state.step, metrics) if this_process().is_main else ():
             log.warning("step %d: %s", self.state.step, sign)
+            self.records.warn(self.state.step, sign)
+
+    def _warn(self, step: int, text: str) -> None:
+        self.records.warn(step, text)
 
     # -- where the run is
 
@@ -272,7 +276,7 @@ class Loop:
         opened.at_the_end(task.close)
         task.open(opened.run)
         self.rehearsed |= not opened.placement.rehearses
-        self.stepper = Stepper(task, options, opened, state)
+        self.stepper = Stepper(task, options, opened, state, self._warn)
         self.throughput = Throughput(task.work, opened.run, self.world)
         self.evaluator = Evaluator(task, opened)
         self.checkpoints = Checkpoints(task, options, self.home, opened, state, known)

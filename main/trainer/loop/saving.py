@@ -24,10 +24,7 @@ from main.errors import CheckpointError
 from main.system.disk import appearing, told
 from main.system.folders import hidden, remove
 from main.system.pickles import Unreadable, load_plain
-from main.trainer.loop.home import Home
-
-STATE = "trainer_state"
-PROGRESS = "progress.json"
+from main.trainer.loop.home import PROGRESS, STATE, Home
 
 
 class Snapshot(NamedTuple):

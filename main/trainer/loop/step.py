@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +21,20 @@ log = logging.getLogger(__name__)
 
 
 class Stepper:
-    """Makes the optimizer steps of a run, each of the examples that it is given."""
+    """Makes the optimizer steps of a run, each of the examples that it is given.
 
-    def __init__(self, task: Task, options: LoopOptions, opened: Opened, state: RunState):
+    warn: is told the number of a step that is skipped, and why.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        options: LoopOptions,
+        opened: Opened,
+        state: RunState,
+        warn: Callable[[int, str], None],
+    ):
+        self.warn = warn
         self.task, self.options, self.opened, self.state = task, options, opened, state
         alone = opened.placement.passes_alone
         self.room = Room(task.batch_size, "micro-batches", alone=alone)
@@ -116,3 +128,4 @@ class Stepper:
                 "non_finite='skip'."
             )
         log.warning("%s The step is skipped.", problem)
+        self.warn(self.state.step + 1, f"{problem} The step is skipped.")
