@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from main.errors import ConfigError, DataError, MissingFileError
-from main.utils.plot import plot, read_points
+from main.utils.curves import read_points
+from main.utils.plot import plot
 
 
 def record(folder: Path, train: str, evaluation: str = "") -> Path:

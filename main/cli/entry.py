@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": "score answers against the gold ones",
     "merge": "merge adapters into their base model",
     "describe": "say what a model, an adapter or a checkpoint is",
+    "report": "show what runs left, as one HTML file",
     "completion": "print a script that completes commands in your shell",
 }
 BAD_INPUT = (ConfigError, DataError, MissingExtraError, MissingFileError, ModelError)

@@ -5,13 +5,12 @@ python -m main.utils.plot save_model/a save_model/b --output both.png  # side by
 """
 
 import argparse
-import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from main.errors import ConfigError, DataError, MissingExtraError, MissingFileError
+from main.utils.curves import read_points, record_folder
 
 # Panels in their order: title, and the columns that belong to it, the first that a run has.
 PANELS = (
@@ -26,7 +25,6 @@ PANELS = (
     ("learning rate", ("lr",)),
 )
 COLUMNS = 3
-Points = tuple[list[int], list[float]]
 
 
 def plot(runs: Sequence[str | Path], output: str | Path) -> Path:
@@ -60,33 +58,9 @@ def plot(runs: Sequence[str | Path], output: str | Path) -> Path:
     return output
 
 
-def read_points(path: Path, keys: Sequence[str]) -> Points:
-    """Steps and values of the first of `keys` that the CSV file has; what is no number is left out.
-
-    >>> read_points(Path("missing.csv"), ["loss"])
-    ([], [])
-    """
-    if not path.is_file():
-        return [], []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    name = next((key for key in keys if rows and key in rows[0]), None)
-    pairs = [(int(row["step"]), _number(row[name])) for row in rows if name and row[name]]
-    kept = [(step, value) for step, value in pairs if math.isfinite(value)]
-    return [step for step, _ in kept], [value for _, value in kept]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 def _records(run: Path) -> dict[str, Path]:
     """The CSV files of a run, found from either of its folders."""
-    parts = ["data_record" if part == "save_model" else part for part in run.parts]
-    folder = Path(*parts)
+    folder = record_folder(run)
     files = {kind: folder / f"{kind}.csv" for kind in ("train", "eval")}
     if not any(path.is_file() for path in files.values()):
         raise MissingFileError(
