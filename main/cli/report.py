@@ -23,7 +23,7 @@ class ReportOptions:
 def arguments() -> Arguments:
     return Arguments(
         "main-peft report",
-        "Show what one run or several left: curves, settings, data, samples, scores, warnings.",
+        "Show what runs left: curves, settings, data, samples, scores, warnings.",
         [Part(ReportOptions)],
         positional="runs",
     )
