@@ -14,19 +14,20 @@ WIDTH, HEIGHT = 380, 212
 LEFT, RIGHT, TOP, BOTTOM = 46, 78, 10, 26
 CHARACTER = 6.4  # pixels of a digit beside an axis
 LABEL_GAP = 13.0
-MOST_LABELS = 8
+MOST_LABELS, MOST_VALUES = 8, 4  # more labels are left out, more values behind a click
 COLOURS = 6
 SHORTEST = 25  # records: fewer are drawn as they are
 DOTS = 40  # points of an evaluation: more are a line
 
 
 class Frame(NamedTuple):
-    """Both axes of a panel, and how its values are written."""
+    """Both axes of a panel, how its values are written, whether a mean is drawn over them."""
 
     x: Scale
     y: Scale
     y_ticks: list[float]
     written: Callable[[float], str]
+    noisy: bool
 
     def pixels(self, points: Sequence[Point]) -> list[Point]:
         return [(self.x.at(x), self.y.at(y)) for x, y in points]
@@ -51,18 +52,22 @@ def chart(panel: Panel, curves: Sequence[Curve], names: Sequence[str]) -> Markup
     )
     unit = tag("span", f" {panel.unit}", class_="unit") if panel.unit else ""
     values = tag("ul", [_values(curve, frame, names) for curve in curves], class_="values")
+    if len(curves) > MOST_VALUES:
+        values = tag("details", tag("summary", "values"), values, class_="values")
     return tag("figure", tag("figcaption", tag("b", panel.title), unit), drawing, values)
 
 
 def colour(run: int, kind: str, runs: int) -> str:
-    """The class of a curve's colour: of its run, or of its kind where there is one run."""
+    """Classes of a curve: the colour of its run, or of its kind where there is one run.
+
+    Where colours are used again, lines are dotted.
+    """
     number = run if runs > 1 else int(kind == "eval")
-    return f"c{number % COLOURS}"
+    return f"c{number % COLOURS}{' again' if number >= COLOURS else ''}"
 
 
 def _classes(curve: Curve, names: Sequence[str]) -> str:
-    again = " again" if curve.run >= COLOURS else ""
-    return f"r{curve.run} {curve.kind} {colour(curve.run, curve.kind, len(names))}{again}"
+    return f"r{curve.run} {curve.kind} {colour(curve.run, curve.kind, len(names))}"
 
 
 def _who(curve: Curve, names: Sequence[str]) -> str:
@@ -81,6 +86,7 @@ def _frame(panel: Panel, curves: Sequence[Curve]) -> Frame:
         Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP),
         y_ticks,
         written,
+        panel.noisy,
     )
 
 
@@ -101,11 +107,10 @@ def _curve(curve: Curve, frame: Frame, names: Sequence[str]) -> Markup:
     points: list[Point] = list(zip(*curve.points, strict=True))
     kept = scale.thinned(points)
     parts = []
-    if curve.kind == "train" and len(points) >= SHORTEST:
-        mean = scale.smoothed(points)
+    if _is_smoothed(curve, frame):
         parts.append(tag("path", d=scale.path(frame.pixels(kept)), class_="raw"))
-        kept_mean = scale.thinned(mean, scale.BUCKETS // 2)
-        parts.append(tag("path", d=scale.path(frame.pixels(kept_mean)), class_="line"))
+        mean = scale.thinned(scale.smoothed(points), scale.BUCKETS // 2)
+        parts.append(tag("path", d=scale.path(frame.pixels(mean)), class_="line"))
     else:
         parts.append(tag("path", d=scale.path(frame.pixels(kept)), class_="line"))
     if len(kept) <= (DOTS if curve.kind == "eval" else 1):
@@ -132,7 +137,7 @@ def _labels(curves: Sequence[Curve], frame: Frame, names: Sequence[str]) -> Mark
     labelled = list(curves) if len(names) == 1 else trains or list(curves)
     if len(labelled) > MOST_LABELS:
         return Markup("")
-    ends = [frame.y.at(_end(curve)) for curve in labelled]
+    ends = [frame.y.at(_line_end(curve, frame)) for curve in labelled]
     places = scale.spread(ends, LABEL_GAP, TOP + 2, HEIGHT - BOTTOM - 2)
     return joined(
         [
@@ -145,14 +150,18 @@ def _labels(curves: Sequence[Curve], frame: Frame, names: Sequence[str]) -> Mark
 
 def _label(curve: Curve, frame: Frame, names: Sequence[str]) -> str:
     if len(names) == 1:
-        return f"{curve.kind} {frame.written(_end(curve))}"
+        return f"{curve.kind} {frame.written(curve.points[1][-1])}"
     name = names[curve.run]
     return name if len(name) <= 12 else f"{name[:11]}…"
 
 
-def _end(curve: Curve) -> float:
-    """The last value, at which the line of the means ends, too."""
-    return curve.points[1][-1]
+def _line_end(curve: Curve, frame: Frame) -> float:
+    points = list(zip(*curve.points, strict=True))
+    return (scale.smoothed(points) if _is_smoothed(curve, frame) else points)[-1][1]
+
+
+def _is_smoothed(curve: Curve, frame: Frame) -> bool:
+    return frame.noisy and curve.kind == "train" and len(curve.points[0]) >= SHORTEST
 
 
 def _values(curve: Curve, frame: Frame, names: Sequence[str]) -> Markup:

@@ -43,7 +43,7 @@ NOTE = "Pale lines are what was recorded, strong ones their mean over a twentiet
 def page(runs: Sequence[Run]) -> str:
     """The report of runs as HTML."""
     names = unique_names(runs)
-    title = " and ".join(names) if len(names) < 4 else f"{len(names)} runs"
+    title = ", ".join(names) if len(names) < 4 else f"{len(names)} runs"
     parts = {head: made for head, make in SECTIONS.items() if (made := make(runs, names))}
     head = tag(
         "head",

@@ -10,12 +10,17 @@ KINDS = ("train", "eval")
 
 
 class Panel(NamedTuple):
-    """A chart. key: column of the CSV files; title, unit: in words; share: shown in percent."""
+    """A chart.
+
+    key: column of the CSV files; title, unit: in words; share: shown in percent.
+    noisy: whether a mean is drawn over the values.
+    """
 
     key: str
     title: str
     unit: str = ""
     share: bool = False
+    noisy: bool = True
 
 
 class Curve(NamedTuple):
@@ -35,7 +40,7 @@ PANELS = (
     Panel("completion_length", "length of completions", "tokens"),
     Panel("entropy", "entropy", "nats a token"),
     Panel("grad_norm", "gradient norm"),
-    Panel("lr", "learning rate"),
+    Panel("lr", "learning rate", noisy=False),
     Panel("tokens_per_second", "throughput", "tokens a second"),
     Panel("share_of_limit", "share of the machine's limit", share=True),
 )

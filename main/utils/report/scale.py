@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 Point = tuple[float, float]
@@ -132,19 +133,17 @@ def thinned(points: Sequence[Point], buckets: int = BUCKETS) -> list[Point]:
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """A mean around each point over a twentieth of the curve; the window shrinks at the ends.
+    """A mean around each point over a twentieth of the curve; at its ends over what there is of it.
 
-    >>> smoothed([(x, x % 2) for x in range(60)])[30]
-    (30, 0.6666666666666666)
+    >>> smoothed([(0, 2), (1, 5), (2, 8), (3, 2)])
+    [(0, 3.5), (1, 5.0), (2, 5.0), (3, 5.0)]
     """
     half = max(1, len(points) // 40)
-    sums = [0.0]
-    for _, value in points:
-        sums.append(sums[-1] + value)
+    sums = [0.0, *accumulate(value for _, value in points)]
     found = []
     for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)
-        found.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+        begin, end = max(0, i - half), min(len(points), i + half + 1)
+        found.append((x, (sums[end] - sums[begin]) / (end - begin)))
     return found
 
 
