@@ -91,6 +91,7 @@ def test_a_built_wheel_has_the_version_the_licence_and_the_types(tmp_path, monke
         fields = Parser().parsestr(wheel.read(path).decode("utf-8"))
     assert fields["Version"] == main.__version__
     assert fields["License-Expression"] == "Apache-2.0"
+    assert {"main/utils/report/page.css", "main/utils/report/page.js"} <= set(files)
     assert "main/py.typed" in files and any(file.endswith("/LICENSE") for file in files)
     assert {file.partition("/")[0] for file in files} == {"main", path.partition("/")[0]}
 
