@@ -2,28 +2,14 @@
 
 import dataclasses
 import importlib
-import pkgutil
 import pydoc
 import re
-from typing import Any
 
 import pytest
-
-import main
+from options_classes import options_classes
 
 HELP = pydoc._PlainTextDoc()  # type: ignore[attr-defined]  # help() without bold letters
 TRAINERS = ["lora", "dpo", "ppo", "grpo"]
-
-
-def options_classes() -> set[Any]:
-    names = [module.name for module in pkgutil.walk_packages(main.__path__, "main.")]
-    modules = [importlib.import_module(name) for name in names]
-    return {
-        kind
-        for module in modules
-        for name, kind in vars(module).items()
-        if name.endswith(("Options", "Setup")) and dataclasses.is_dataclass(kind)
-    }
 
 
 def undocumented(kind: type, text: str) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import wild
 from hypothesis import strategies as st
-from test_options_documented import options_classes
+from options_classes import options_classes
 
 from main.errors import ConfigError, MainError
 from main.options import parse, shown
