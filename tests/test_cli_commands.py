@@ -147,3 +147,35 @@ def test_describe_says_how_an_adapter_was_trained(adapter, own_folder, capsys):
     status, out, _ = run(capsys, "describe", "adapter")
     assert status == 0 and "base: cannot be opened" in out
     assert run(capsys, "describe", "nothing")[0] == 2
+
+
+def test_rows_are_looked_at_and_shown_and_the_status_says_what_was_found(
+    own_folder, tiny_model_path, capsys
+):
+    (own_folder / "tiny").symlink_to(tiny_model_path)
+    good = [
+        {"conversations": [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]}
+        for ask, say in (("Name a fruit.", "An apple."), ("And a tree?", "The old oak."))
+    ]
+    for name, rows in (("good", good), ("twice", [*good, good[0]])):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (own_folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    status, out, _ = run(capsys, "check", "good.jsonl", "--model", "tiny", "--rows", "1")
+    assert status == 0 and "An apple." in out and "Nothing found." in out
+    assert max(map(len, out.splitlines())) <= 80
+    status, out, _ = run(capsys, "check", "twice.jsonl")
+    assert status == 1 and "duplicate: 1 row" in out and "(twice.jsonl line 3)" in out
+    status, out, _ = run(capsys, "check", "twice.jsonl", "--output", "found.json")
+    assert status == 1 and out == "found.json\n"
+    assert json.loads((own_folder / "found.json").read_text("utf-8"))["findings"]
+    status, _, told = run(capsys, "check", "good.jsonl", "--rows", "2", "--output", "x.txt")
+    assert status == 2 and "rows=2 needs from_pretrained" in told and "must end with" in told
+
+
+def test_what_cannot_be_served_is_told_before_a_server_starts(own_folder, capsys):
+    status, _, told = run(
+        capsys, "serve", "nowhere", "--port", "99999", "--", "--max-model-len", "9"
+    )
+    assert status == 2 and "port=99999 must be between" in told
+    status, _, told = run(capsys, "serve", "nowhere", "--arguments", "x")
+    assert status == 2 and "write them after --" in " ".join(told.split())

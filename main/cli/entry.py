@@ -25,10 +25,12 @@ from main.options import nearest
 
 # A command is a module with a function `run(words)`, and its line here.
 COMMANDS = {
+    "check": "look at rows before training on them",
     "train": "train an adapter: lora (SFT), dpo, ppo or grpo",
     "plan": "say what memory and time a run will need",
     "predict": "answer a text, lines of standard input, or a file",
     "chat": "talk with a model in the terminal",
+    "serve": "serve a model and adapters with vLLM",
     "evaluate": "score answers against the gold ones",
     "merge": "merge adapters into their base model",
     "describe": "say what a model, an adapter or a checkpoint is",

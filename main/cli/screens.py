@@ -40,7 +40,7 @@ def parser_of(command: str, about: str, options: Sequence[Option]) -> "ArgumentP
     parser = ArgumentParser(
         prog=command,
         usage="...",
-        description=about,
+        description=wrapped(about),
         exit_on_error=False,
         add_help=False,
         formatter_class=_Screen,

@@ -38,8 +38,8 @@ def html_of(checkup: Checkup) -> str:
     )
     findings = "".join(
         f'<tr><td class="{f.level}">{f.level}</td><td><code>{f.code}</code></td><td>{f.count}</td>'
-        f"<td>{html.escape(f.meaning)}<br><small>{html.escape(_places(f))}. "
-        f"{html.escape(f.advice)}</small></td></tr>"
+        f"<td>{html.escape(f.meaning)} {html.escape(f.advice)}"
+        f"<br><small>{html.escape(_places(f))}</small></td></tr>"
         for f in checkup.findings
     )
     return (
@@ -78,8 +78,10 @@ def verdict(checkup: Checkup) -> str:
 def _finding(finding: Finding, colour: bool) -> list[str]:
     rows = "1 row" if finding.count == 1 else f"{finding.count} rows"
     head = f"{finding.level.upper():8}{finding.code}: {rows}"
-    body = f"{finding.meaning} {_places(finding)}. {finding.advice}"
-    lines = textwrap.wrap(body, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    words = [finding.meaning, finding.advice, _places(finding)]
+    lines = textwrap.wrap(
+        " ".join(filter(None, words)), WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8
+    )
     shown = f"{_COLOURS[finding.level]}{head}{_RESET}" if colour else head
     return [shown, *lines, ""]
 
