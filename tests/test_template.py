@@ -1,5 +1,6 @@
 """Dialogues through real chat templates: what is trained, and what inference would see."""
 
+import copy
 import random
 from typing import Any
 
@@ -158,6 +159,18 @@ def test_tool_calls_are_trained_and_their_results_are_not(
 ) -> None:
     template = chat(vocabulary, name)
     assert trained_texts(template.encode(TOOLS), template.tokenizer) == expected
+
+
+def test_a_call_ends_behind_its_own_quotes_and_not_within_its_result() -> None:
+    """Gemma 4 quotes the strings of calls and results alike, and goes on in the same turn."""
+    call = {"name": "weather", "arguments": {"city": "Paris"}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [{"function": call}]}
+    dialogue = [*turns("Weather?"), answer, {"role": "tool", "name": "weather", "content": "sunny"}]
+    dialogue.append({"role": "assistant", "content": "Sunny."})
+    tokenizer = copy.deepcopy(load_tokenizer("qwen", "gemma4"))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<tool_call|>", "<turn|>", '<|"|>']})
+    found = trained_texts(get_template(tokenizer, "LLM_Chat").encode(dialogue), tokenizer)
+    assert found == ['<|tool_call>call:weather{city:<|"|>Paris<|"|>}<tool_call|>', "Sunny.<turn|>"]
 
 
 def test_a_template_that_drops_tool_calls_refuses_the_row() -> None:

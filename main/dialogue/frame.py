@@ -12,8 +12,8 @@ Render = Callable[[list[dict[str, Any]], bool], str]
 
 _PROBE = ("Quokka alpha", "Narwhal beta", "Quokka gamma", "Narwhal delta")
 # An end token of a family whose vocabulary the tokenizer does not have.
-_TAG = re.compile(r"<[|｜][^<>\s]+[|｜]>")
-_ARGUMENT, _RESULT = "Gazelle eta", "Ibex epsilon"
+_TAG = re.compile(r"<[|｜][^<>\s]+>|<[^<>\s]+[|｜]>")
+_ARGUMENT, _RESULT = 61803398, "Ibex epsilon"  # a number has no closing quotes of its own
 
 
 class Frame(NamedTuple):
@@ -141,7 +141,7 @@ def _tool_gap(render: Render, role: str) -> str:
     function = {"name": "call_ibex", "arguments": {"of": _ARGUMENT}}
     call = {"id": "ibexcall1", "type": "function", "function": function}
     turns: list[tuple[dict[str, Any], str]] = [
-        ({"content": "", "tool_calls": [call]}, _ARGUMENT),
+        ({"content": "", "tool_calls": [call]}, str(_ARGUMENT)),
         ({"content": _PROBE[1]}, _PROBE[1]),
     ]
     for turn, landmark in turns:

@@ -30,7 +30,7 @@ __all__ = ["ChatTemplate", "Dialogue", "Encoded"]
 Tools = Sequence[Mapping[str, Any]] | None
 TrainTurns = Literal["all", "last"]
 # Raised when the same dialogue would become other ids.
-VERSION = 1
+VERSION = 2
 
 
 class ChatTemplate:
