@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 import typing
 from typing import Any
 
@@ -53,6 +54,11 @@ def test_of_any_request_come_answers_or_an_error_of_ours(predictor, examples):
     wild.holds(check, examples, call=calls(), whole=st.integers(0, 7).map(lambda n: n == 0))
 
 
+def without_places(request: Any) -> str:
+    """What Python shows of it, but for where objects lie."""
+    return re.sub(r"0x[0-9a-f]+", "", repr(request))
+
+
 @wild.how_many(60, 2_000)
 def test_nothing_that_was_asked_is_changed(predictor, examples):
     def check(request: tuple[Any, Any]) -> None:
@@ -62,7 +68,7 @@ def test_nothing_that_was_asked_is_changed(predictor, examples):
             return
         with contextlib.suppress(MainError):
             predictor.prompt_ids(*request)
-        assert repr(request) == repr(before)
+        assert without_places(request) == without_places(before)
 
     without_long = wild.requests().filter(lambda request: "10 ** 5000" not in _text(request))
     wild.holds(check, examples, request=without_long)
