@@ -70,7 +70,7 @@ class Loop:
         options = self.options
         reads = options.resume_from_checkpoint is not None
         saves = reads or options.save_strategy != "no"
-        with self.turn, alone(self.home, saves, self._myself):
+        with alone(self.home, saves, self._myself), self.turn:
             try:
                 self._open()
                 self._answer_first()
