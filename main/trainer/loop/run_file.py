@@ -24,12 +24,12 @@ from typing import Any
 from main import __version__
 from main.options import Options
 from main.system.disk import appearing
+from main.system.masking import masked, names_secret
 
 NAME = "run.yaml"
 METHOD, DEFAULTS = "method", "defaults"
 SECRET = "<secret: not written>"
 _UNWRITTEN = re.compile(r"<(secret|object of a script|function of a script): [^>]*>")
-_SECRET_NAME = re.compile(r"(api_?key|(access|auth|hf)_token|passw(or)?d|secret)$", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 _spellings: ContextVar[Mapping[str, Any] | None] = ContextVar("spellings", default=None)
 
@@ -55,7 +55,8 @@ def write_run_file(folder: Path, method: str, parts: list[Options]) -> None:
     for options in parts:
         for name, value, is_default in _values(options):
             (defaults if is_default else given)[name] = value
-    again = f"The same run again:\n#   main-peft train --config {_shown(folder)}/{NAME}"
+    command = masked(f"main-peft train --config {_shown(folder)}/{NAME}")
+    again = f"The same run again:\n#   {command}"
     folder.mkdir(parents=True, exist_ok=True)
     with appearing(folder / NAME) as path:
         path.write_text(run_text(given, defaults, again), encoding="utf-8")
@@ -94,10 +95,10 @@ def written(name: str, value: Any) -> Any:
     spellings = _spellings.get() or {}
     if name in spellings:
         return spellings[name]
-    if _SECRET_NAME.search(name) and isinstance(value, str):
+    if names_secret(name) and isinstance(value, str):
         return SECRET
     if isinstance(value, str):
-        return _CREDENTIALS.sub("", value)
+        return _without_secrets(value)
     if isinstance(value, bool | int | float | None):
         return value
     if isinstance(value, Mapping):
@@ -105,8 +106,14 @@ def written(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [written(name, inner) for inner in value]
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return _without_secrets(os.fspath(value))
     return _function(value) or f"<object of a script: {type(value).__name__}>"
+
+
+def _without_secrets(text: str) -> str:
+    """An address without its user; a text that would have another secret is not written."""
+    text = _CREDENTIALS.sub("", text)
+    return text if masked(text) == text else SECRET
 
 
 def unwritten(value: Any) -> str:
