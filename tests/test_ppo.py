@@ -18,6 +18,7 @@ from main.trainer.arguments import LoopOptions
 from main.trainer.loop.optimizer import make_optimizer
 from main.trainer.loop.task import MicroBatch
 from main.trainer.online.kl import kl_estimate
+from main.trainer.online.options import EpisodeOptions
 from main.trainer.online.sample import Prompt
 from main.trainer.ppo.options import PPOOptions
 from main.trainer.rollout.sampler import Completion
@@ -419,6 +420,7 @@ CHANGES = {
 # The weights: below, with the encoder. The rest says where and how fast, not what, to sample.
 ELSEWHERE = {"weight_for_cos_and_jaccard", "sampling_batch_size", "use_vllm", "vllm_mode"}
 ELSEWHERE |= {"reward_timeout", "reward_retries"}  # of a function that fails
+ELSEWHERE |= {field.name for field in dataclasses.fields(EpisodeOptions)}  # tests/test_tools.py
 ELSEWHERE |= {"vllm_server_base_url", "vllm_server_timeout", "vllm_gpu_memory_utilization"}
 
 
