@@ -121,7 +121,7 @@ class Loop:
         if self.rehearsed or not todo:
             return
         self.rehearsed, lengths = True, self.task.train_data.lengths
-        longest = max(todo, key=lambda rows: max(lengths[row] for row in rows))
+        longest = max(todo, key=lambda rows: max(lengths[row % AGAIN] for row in rows))
         if longest is not todo[0]:
             ours = saving.random_state()
             update = next(iter(self.task.updates(self._draw(longest), self.state.step)))
