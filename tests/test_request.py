@@ -174,7 +174,8 @@ def test_images_need_a_processor_and_text_parts_are_joined(small_model_path):
     with pytest.raises(GenerationError, match="1 parts of type 'image', and this model takes"):
         build_prompts(tokenizer, [{"role": "user", "content": [image, text]}])
     parts = build_prompts(tokenizer, {"role": "user", "content": [text]})
-    assert parts == build_prompts(tokenizer, "Who is she?")
+    plain = build_prompts(tokenizer, "Who is she?")
+    assert parts._replace(dialogues=plain.dialogues) == plain
 
 
 def test_a_shape_of_dialogue_is_looked_into_once_whatever_it_says(small_model_path, monkeypatch):

@@ -3,6 +3,8 @@
 A function that communicates must be called by all of them, in the same order.
 """
 
+import atexit
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -83,10 +85,24 @@ def join() -> Any:
     on_cpu = not torch.accelerator.is_available()
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         _start_again()
+    _leave_at_the_end()
     # Without a GPU accelerate counts one process unless it is told to use the CPU, or a backend.
     if launched() and on_cpu and uses_deepspeed():
         return PartialState(backend="gloo")
     return PartialState(cpu=on_cpu)
+
+
+@functools.cache
+def _leave_at_the_end() -> None:
+    """A process group that is left to the end of Python may abort it: its threads still run."""
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _start_again() -> None:
