@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -178,7 +179,11 @@ def make_placement(
     kind = placement_kind()
     if layout.current().is_shared:
         return kind(accelerator, model, optimizer, layout.current())
-    return kind(accelerator, *accelerator.prepare(model, optimizer))
+    with warnings.catch_warnings():
+        # Its successor would send the buffers around once, and is not in the oldest torch.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
+        prepared = accelerator.prepare(model, optimizer)
+    return kind(accelerator, *prepared)
 
 
 def placement_kind() -> Any:
