@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from main.errors import TrainingError
-from main.system.disk import appearing
+from main.system.disk import appearing, disk_error
 from main.system.folders import cache_folder
 from main.system.locks import beside, in_turn
 from main.system.processes import (
@@ -121,8 +121,12 @@ def _read(path: Path, count: int) -> Tensor | None:
 
 def _write(path: Path, values: Tensor) -> None:
     """By one process a machine."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if this_process().size == 1 or join().is_local_main_process:
         with appearing(path) as temporary:
-            save_file({"logprobs": values}, temporary)
+            try:
+                save_file({"logprobs": values}, temporary)
+            except SafetensorError as error:  # the writer's own name for what the disk refused
+                raise disk_error(path, error) from error
