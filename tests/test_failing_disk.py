@@ -1,6 +1,7 @@
 """Any file operation may fail, or be the last: an error of ours, and the same call completes."""
 
 import errno
+import itertools
 import logging
 import os
 import subprocess
@@ -113,8 +114,10 @@ def test_every_operation_fails_and_nothing_is_lost(
 
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
-@pytest.mark.parametrize("what", ["kill", "limit"])
-@pytest.mark.parametrize("name", [*NAMES, RAG])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [*itertools.product(NAMES, ["kill", "limit"]), (RAG, "limit")],  # written by chromadb alone
+)
 def test_kills_and_writes_that_are_cut_short_lose_nothing(name, what, shared, tmp_path):
     """For real, in forked children: a kill at each operation of each line of ours, and files that
     may be of so many bytes and no more."""
@@ -126,5 +129,5 @@ def test_kills_and_writes_that_are_cut_short_lose_nothing(name, what, shared, tm
     assert done.returncode == 0, done.stderr[-3000:]
     (outcomes,) = results(done.stdout)
     print(f"{name:30} {outcomes}")
-    assert sum(outcomes.values()) > 3
+    assert sum(outcomes.values()) > 2
     assert what == "kill" or any("told" in outcome for outcome in outcomes)

@@ -169,7 +169,7 @@ def test_a_call_ends_behind_its_own_quotes_and_not_within_its_result() -> None:
     dialogue.append({"role": "assistant", "content": "Sunny."})
     tokenizer = copy.deepcopy(load_tokenizer("qwen", "gemma4"))
     tokenizer.add_special_tokens({"extra_special_tokens": ["<tool_call|>", "<turn|>", '<|"|>']})
-    found = trained_texts(get_template(tokenizer, "LLM_Chat").encode(dialogue), tokenizer)
+    found = trained_texts(ChatTemplate(tokenizer).encode(dialogue), tokenizer)
     assert found == ['<|tool_call>call:weather{city:<|"|>Paris<|"|>}<tool_call|>', "Sunny.<turn|>"]
 
 
