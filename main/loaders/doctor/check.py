@@ -15,8 +15,9 @@ from typing import Any
 
 from main.loaders.cache import valid_rows
 from main.loaders.doctor.balance import Balance, lengths_of
+from main.loaders.doctor.checkup import Checkup
 from main.loaders.doctor.example import Example, example_of
-from main.loaders.doctor.findings import Book, Checkup, SplitCounts
+from main.loaders.doctor.findings import Book, SplitCounts
 from main.loaders.doctor.kinds import KINDS
 from main.loaders.doctor.near import normal
 from main.loaders.doctor.repeats import Repeats

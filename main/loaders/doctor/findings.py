@@ -1,9 +1,8 @@
 """What a look at rows finds: its kinds, and the typed report."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 Level = Literal["error", "warning", "note"]
 PLACES_SHOWN = 5
@@ -66,8 +65,8 @@ class SplitCounts:
 
 
 @dataclass
-class Checkup:
-    """What `check` found; `print` shows it in 80 columns, notebooks as HTML.
+class Examination:
+    """What was found of rows.
 
     loader: that reads the rows.
     max_length: tokens a row may have; None where no tokenizer was given.
@@ -87,30 +86,6 @@ class Checkup:
 
     def codes(self) -> set[str]:
         return {finding.code for finding in self.findings}
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.as_dict(), ensure_ascii=False, indent=1)
-
-    def to_html(self) -> str:
-        """A fragment that stands by itself, in light and dark."""
-        from main.loaders.doctor.shown import html_of
-
-        return html_of(self)
-
-    def to_text(self, colour: bool = False) -> str:
-        """At most 80 columns."""
-        from main.loaders.doctor.shown import text_of
-
-        return text_of(self, colour)
-
-    def __str__(self) -> str:
-        return self.to_text()
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
 
 
 class Book:

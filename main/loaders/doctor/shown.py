@@ -3,7 +3,7 @@
 import html
 import textwrap
 
-from main.loaders.doctor.findings import Checkup, Finding, SplitCounts
+from main.loaders.doctor.findings import Examination, Finding, SplitCounts
 
 WIDTH = 80
 _COLOURS = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[36m"}
@@ -19,7 +19,7 @@ _STYLE = """<style>
 </style>"""
 
 
-def text_of(checkup: Checkup, colour: bool = False) -> str:
+def text_of(checkup: Examination, colour: bool = False) -> str:
     limit = f", max_length={checkup.max_length}" if checkup.max_length else ""
     lines = [f"Rows of {checkup.loader}{limit}", ""]
     for split, counts in checkup.splits.items():
@@ -31,7 +31,7 @@ def text_of(checkup: Checkup, colour: bool = False) -> str:
     return "\n".join(lines)
 
 
-def html_of(checkup: Checkup) -> str:
+def html_of(checkup: Examination) -> str:
     rows = "".join(
         f"<tr><th>{html.escape(split)}</th><td>{html.escape(summary(counts))}</td></tr>"
         for split, counts in checkup.splits.items()
@@ -63,7 +63,7 @@ def summary(counts: SplitCounts) -> str:
     return ", ".join(parts)
 
 
-def verdict(checkup: Checkup) -> str:
+def verdict(checkup: Examination) -> str:
     counts = {
         level: sum(f.level == level for f in checkup.findings)
         for level in ("error", "warning", "note")
