@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from main.errors import ConfigError, TrainingError
-from main.utils.plan import FEW, MORE, Plan, extended, plan
+from main.utils.plan import FEW, MORE, Plan, PlanOptions, extended, plan, specification
 from main.utils.trial import Trial, depth, shallow
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -82,3 +82,17 @@ def test_a_trial_that_fails_says_why(deep):
     (deep / "model.safetensors").write_bytes(b"spoilt")
     with pytest.raises(TrainingError, match="2 layers failed: ModelError: model 'deep'"):
         plan(deep, max_length=64)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "steps"),
+    [
+        ("lora", {"batch_size": 4, "gradient_accumulation_steps": 2}, 3),  # ceil(20 / 8)
+        ("grpo", {"per_device_train_batch_size": 32, "num_generations": 8}, 5),  # 4 prompts a step
+        ("grpo", {"batch_size": 8, "num_generations": 8, "num_iterations": 2}, 40),
+        ("ppo", {"batch_size": 4, "ppo_epochs": 3}, 15),
+    ],
+)
+def test_an_epoch_has_the_steps_that_the_method_makes_of_its_rows(method, arguments, steps):
+    _, pace = specification(PlanOptions("model", method), arguments)
+    assert pace.steps_of(20) == steps

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from main.errors import ConfigError, TrainingError
 from main.options import below, parse, raise_all, unknown_keywords
@@ -95,16 +95,30 @@ def plan(model: str | Path, method: Method = "lora", **arguments: Any) -> Plan:
     own = {name: value for name, value in arguments.items() if name in names}
     options = parse(PlanOptions, {"model": model, "method": method, **own}, "plan()")
     rest = {name: value for name, value in arguments.items() if name not in names}
-    of, rows_a_step = specification(options, rest)
+    of, pace = specification(options, rest)
     layers = depth(str(model))
-    if layers <= MORE:
-        return _plan(layers, [attempt(of, None)], options.rows, rows_a_step)
-    trials = [attempt(of, FEW), attempt(of, MORE)]
-    return _plan(layers, trials, options.rows, rows_a_step)
+    many = [None] if layers <= MORE else [FEW, MORE]
+    steps = None if options.rows is None else pace.steps_of(options.rows)
+    return _plan(layers, [attempt(of, few) for few in many], steps)
 
 
-def specification(options: PlanOptions, arguments: dict[str, Any]) -> tuple[Specification, int]:
-    """What is tried, checked as the trainer will; and how many rows are a step."""
+class Pace(NamedTuple):
+    """rows: of the data set that a step is made of. updates: optimizer steps made of them."""
+
+    rows: int
+    updates: int
+
+    def steps_of(self, rows: int) -> int:
+        """Optimizer steps of a pass over so many rows.
+
+        >>> Pace(rows=4, updates=3).steps_of(10)
+        9
+        """
+        return -(-rows // self.rows) * self.updates
+
+
+def specification(options: PlanOptions, arguments: dict[str, Any]) -> tuple[Specification, Pace]:
+    """What is tried, checked as the trainer will; and how rows become steps."""
     trainer = import_module(f"main.trainer.{options.method}").Trainer
     setup_names = {field.name for field in dataclasses.fields(trainer.setup_class)}
     setup_names |= set(trainer.setup_aliases)
@@ -124,15 +138,20 @@ def specification(options: PlanOptions, arguments: dict[str, Any]) -> tuple[Spec
         raise ConfigError(f"answer={answer} must be less than the {length} tokens of a row.")
     online = options.method in ("grpo", "ppo")
     prompt = length - 1 if online else length - answer
-    rows = known.batch_size * of_call.gradient_accumulation_steps
-    drawn = getattr(of_call, "num_generations", 1) if online else 1
     spelt = {trainer.setup_aliases.get(name, name): value for name, value in setup.items()}
     spelt = {name: value for name, value in spelt.items() if name not in OF_THE_RUN}
     called = {trainer.loop_aliases.get(name, name): value for name, value in call.items()}
     specification = Specification(
         str(options.model), options.method, None, prompt, 1 if online else answer, spelt, called
     )
-    return specification, max(1, rows // drawn)
+    return specification, _pace(known, of_call)
+
+
+def _pace(setup: Any, call: Any) -> Pace:
+    size = getattr(call, "per_device_train_batch_size", None) or setup.batch_size
+    drawn = getattr(call, "num_generations", 1)
+    updates: int = getattr(call, "num_iterations", getattr(call, "ppo_epochs", 1))
+    return Pace(max(1, size * call.gradient_accumulation_steps // drawn), updates)
 
 
 def _with_judge(method: str, call: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +176,7 @@ def attempt(of: Specification, layers: int | None) -> Trial:
         return Trial(**json.loads(found.read_text(encoding="utf-8")))
 
 
-def _plan(layers: int, trials: Sequence[Trial], rows: int | None, rows_a_step: int) -> Plan:
+def _plan(layers: int, trials: Sequence[Trial], steps: int | None) -> Plan:
     whole = extended(trials, layers) if len(trials) > 1 else trials[0]
     gib = 2.0**30
     memory = {
@@ -166,7 +185,6 @@ def _plan(layers: int, trials: Sequence[Trial], rows: int | None, rows_a_step: i
         "adapter, gradients, optimizer": whole.adapter / gib,
         "passes": whole.passes / gib,
     }
-    steps = None if rows is None else max(1, rows // rows_a_step)
     return Plan(layers, memory, whole.start, whole.step, steps and steps * whole.step)
 
 
